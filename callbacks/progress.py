@@ -1,0 +1,57 @@
+"""A progress bar that says what a run is doing: frame, utility, hit ratio, speed and time left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class FrameProgress(L.Callback):
+    """Rich progress over frames; refreshed when the log is, so that it costs nothing in between."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress: Progress | None = None
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        if not trainer.is_global_zero:
+            return
+        self.progress = Progress(
+            TextColumn("frame"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self.console,
+            refresh_per_second=2,
+        )
+        self.task = self.progress.add_task("train", total=pl_module.frames, completed=pl_module.frame, status="warming up")
+        self.progress.start()
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.progress is None:
+            return
+        self.progress.update(self.task, completed=pl_module.frame)
+        m = pl_module.last_log
+        if m:
+            status = f"utility {m['utility']:.3f}  hit ratio {m['hit_ratio']:.3f}  {m['slots_per_second']:,.0f} slots/s"
+            evaluated = pl_module.last_evaluation
+            if evaluated:
+                status += f"  evaluated {evaluated['utility']:.3f}"
+            self.progress.update(self.task, status=status)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None

@@ -1,0 +1,196 @@
+"""Deterministic policy gradient over shares: what DDPG and D3PG have in common."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
+
+from lightning_t2drl.allocators.base import Allocator
+from lightning_t2drl.checks import one_of, within
+from lightning_t2drl.networks.diffusion import DiffusionActor, DirectActor
+from lightning_t2drl.networks.features import split_state
+from lightning_t2drl.networks.heads import HEADS
+from lightning_t2drl.policy import Metrics, Optimise
+from lightning_t2drl.registry import build, locate
+from lightning_t2drl.system import raw_from_shares
+from lightning_t2drl.system.scenario import Scenario
+from lightning_t2drl.system.serving import cell_mean
+
+
+@dataclass
+class ActorCriticConfig:
+    """Keys of `configs/allocator/{ddpg,d3pg}*.yaml` that both algorithms read."""
+
+    _target_: str = ""
+    actor: Any = field(default_factory=lambda: {"_target_": "lightning_t2drl.networks.mlp.MLPTrunk"})
+    critic: Any = field(default_factory=lambda: {"_target_": "lightning_t2drl.networks.mlp.MLPCritic"})
+    critics: int = 1
+    head: str = "tanh"
+    head_scale: float = 3.0
+    actor_learning_rate: float = 3e-4
+    critic_learning_rate: float = 1e-3
+    learning_rate_schedule: str = "constant"
+    discount: float = 0.99
+    target_rate: float = 0.005
+    exploration_noise: float = 0.2
+    exploration_noise_end: float = 0.05
+    decision_samples: int = 1
+
+
+class ActorCriticAllocator(Allocator):
+    """Actor, critics and their targets; subclasses build the actor.
+
+    Critics see the shares that were executed, so that raw actions which mean the same allocation are the same to
+    them, and the policy gradient runs through the actor's head and the amender. Targets are only kept where the
+    discount makes them matter: allocations of one slot do not change the next, so a discount of 0 is exact.
+    """
+
+    Config: ClassVar[type] = ActorCriticConfig
+    learns = True
+    config: ActorCriticConfig
+
+    def __init__(self, scenario: Scenario, config: ActorCriticConfig) -> None:
+        super().__init__(scenario, config)
+        self._check()
+        self.features = locate(config.actor["_target_"], "allocator.actor._target_").Features(scenario)
+        self.head = HEADS[config.head](config.head_scale)
+        self.actor = self.build_actor()
+        self.critics = self._build_critics()
+        self.per_user = bool(self.critics[0].per_user)
+        self.bootstraps = config.discount > 0
+        if self.bootstraps:
+            self.target_actor = self.build_actor().requires_grad_(False)
+            self.target_critics = self._build_critics().requires_grad_(False)
+            self.target_actor.load_state_dict(self.actor.state_dict())
+            self.target_critics.load_state_dict(self.critics.state_dict())
+
+    def _check(self) -> None:
+        c = self.config
+        one_of("allocator", c, head=tuple(HEADS), learning_rate_schedule=("constant", "cosine"))
+        within("allocator", c, critics=(1, 10), decision_samples=(1, 10_000), discount=(0, 1), target_rate=(0, 1))
+        within("allocator", c, exploration_noise=(0, 10), exploration_noise_end=(0, 10), head_scale=(0, 100))
+        within("allocator", c, actor_learning_rate=(0, 1), critic_learning_rate=(0, 1))
+
+    def build_actor(self) -> DiffusionActor | DirectActor:
+        raise NotImplementedError
+
+    def _build_critics(self) -> nn.ModuleList:
+        return nn.ModuleList(
+            build(self.config.critic, self.scenario, key="allocator.critic") for _ in range(self.config.critics)
+        )
+
+    def optimizers_by_name(self) -> dict[str, Optimizer]:
+        return {
+            "critic": Adam(self.critics.parameters(), lr=self.config.critic_learning_rate, fused=self.fused_optimizers),
+            "actor": Adam(self.actor.parameters(), lr=self.config.actor_learning_rate, fused=self.fused_optimizers),
+        }
+
+    @property
+    def learning_rate_factor(self) -> float:
+        if self.config.learning_rate_schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * min(self.progress, 1.0)))
+
+    @property
+    def exploration_noise(self) -> float:
+        """Standard deviation of the exploration, falling linearly over the run."""
+        start, end = self.config.exploration_noise, self.config.exploration_noise_end
+        return start + (end - start) * min(self.progress, 1.0)
+
+    # -- acting
+
+    def state(self, observation: TensorDict) -> Tensor:
+        return self.features(self.scenario, observation)
+
+    def draw_noise(self, batch: tuple[int, ...]) -> Tensor:
+        """Standard normal noise for one chain per state: [I, *batch, U, 2]."""
+        shape = (self.actor.steps, *batch, self.scenario.users, 2)
+        return torch.randn(shape, generator=self.generator, device=self.generator.device)
+
+    def shares(self, actor: nn.Module, state: Tensor, noise: Tensor, exploration: Tensor | float = 0.0) -> Tensor:
+        """Feasible shares [*, U, 2] of an actor, `exploration` added to its output before the head."""
+        hit, attached, full_share, _ = split_state(state, self.scenario.users)
+        return self.head(actor(state, noise).float() + exploration, hit, attached, full_share)
+
+    def value(self, critics: nn.Module, state: Tensor, shares: Tensor) -> Tensor:
+        """Lower envelope of the critics' values, [*, 1] or per user [*, U]."""
+        return self.values(critics, state, shares).amin(0)
+
+    @staticmethod
+    def values(critics: nn.Module, state: Tensor, shares: Tensor) -> Tensor:
+        """Each critic's values, [critics, *, 1 or U], in float32."""
+        return torch.stack([critic(state, shares) for critic in critics]).float()  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def act(self, state: Tensor, explore: bool = False) -> Tensor:
+        """Raw allocations; without exploration the best of `decision_samples` chains by the critics' judgement."""
+        batch = tuple(state.shape[:-1])
+        if explore:
+            shape = (*batch, self.scenario.users, 2)
+            spread = torch.randn(shape, generator=self.generator, device=state.device) * self.exploration_noise
+            return raw_from_shares(self.shares(self.actor, state, self.draw_noise(batch), spread))
+        samples = self.config.decision_samples if self.actor.steps else 1
+        if samples == 1:
+            return raw_from_shares(self.shares(self.actor, state, self.draw_noise(batch)))
+        many = state.expand(samples, *state.shape)
+        shares = self.shares(self.actor, many, self.draw_noise((samples, *batch)))
+        best = self.value(self.critics, many, shares).mean(-1).argmax(0)
+        return raw_from_shares(torch.take_along_dim(shares, best[None, ..., None, None], 0)[0])
+
+    # -- learning
+
+    def transition_fields(self) -> dict[str, int]:
+        users = self.scenario.users
+        fields = {"state": self.features.width, "shares": 2 * users, "reward": users if self.per_user else 1}
+        return fields | ({"next_state": self.features.width} if self.bootstraps else {})
+
+    def transition(self, state: Tensor, shares: Tensor, served: TensorDict, next_state: Tensor) -> dict[str, Tensor]:
+        _, attached, _, _ = split_state(state, self.scenario.users)
+        utility = served["utility"]
+        fields = {
+            "state": state,
+            "shares": shares.flatten(-2),
+            "reward": utility if self.per_user else cell_mean(utility, attached).unsqueeze(-1),
+        }
+        return fields | ({"next_state": next_state} if self.bootstraps else {})
+
+    def update(self, batch: dict[str, Tensor], optimise: Optimise) -> Metrics:
+        state, shares = batch["state"], batch["shares"].unflatten(-1, (-1, 2))
+        critic_loss = self.critic_loss(state, shares, self.target(batch))
+        optimise("critic", critic_loss)
+        actor_loss = self.actor_loss(state, self.draw_noise(tuple(state.shape[:-1])))
+        optimise("actor", actor_loss)
+        self.update_targets()
+        return {"critic_loss": critic_loss.detach(), "actor_loss": actor_loss.detach()}
+
+    @torch.no_grad()
+    def target(self, batch: dict[str, Tensor]) -> Tensor:
+        """y = r + gamma Q'(s', mu'(s')), [b, 1 or U]."""
+        if not self.bootstraps:
+            return batch["reward"]
+        following = batch["next_state"]
+        shares = self.shares(self.target_actor, following, self.draw_noise(tuple(following.shape[:-1])))
+        return batch["reward"] + self.config.discount * self.value(self.target_critics, following, shares)
+
+    def critic_loss(self, state: Tensor, shares: Tensor, target: Tensor) -> Tensor:
+        """Mean squared TD error, summed over the critics."""
+        errors = self.values(self.critics, state, shares) - target
+        return errors.square().mean() * len(errors)
+
+    def actor_loss(self, state: Tensor, noise: Tensor) -> Tensor:
+        """The negated value of what the actor does: its gradient is the deterministic policy gradient."""
+        return -self.value(self.critics, state, self.shares(self.actor, state, noise)).mean()
+
+    @torch.no_grad()
+    def update_targets(self) -> None:
+        """Polyak update of the targets, all tensors in one call."""
+        if self.bootstraps:
+            online = [*self.actor.parameters(), *self.critics.parameters()]
+            targets = [*self.target_actor.parameters(), *self.target_critics.parameters()]
+            torch._foreach_lerp_(targets, online, self.config.target_rate)

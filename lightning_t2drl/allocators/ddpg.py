@@ -1,0 +1,16 @@
+"""DDPG: the benchmark whose actor maps a state straight to an allocation."""
+
+from __future__ import annotations
+
+from lightning_t2drl.allocators.actor_critic import ActorCriticAllocator, ActorCriticConfig
+from lightning_t2drl.networks.diffusion import DirectActor
+from lightning_t2drl.registry import build
+
+
+class DDPGAllocator(ActorCriticAllocator):
+    """Deep deterministic policy gradient with the configured network as its actor."""
+
+    Config = ActorCriticConfig
+
+    def build_actor(self) -> DirectActor:
+        return DirectActor(build(self.config.actor, self.scenario, 0, key="allocator.actor"))

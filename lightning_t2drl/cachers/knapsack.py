@@ -1,0 +1,75 @@
+"""A double-Q cacher for large catalogues: a value per model, the best cache by dynamic programming."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_t2drl.cachers.q_learning import QLearningCacher, QLearningConfig
+from lightning_t2drl.checks import within
+from lightning_t2drl.registry import build
+from lightning_t2drl.system.scenario import Scenario
+
+
+@dataclass
+class KnapsackConfig(QLearningConfig):
+    """Keys of `configs/cacher/knapsack.yaml`."""
+
+    network: Any = field(default_factory=lambda: {"_target_": "lightning_t2drl.networks.q.ModelValueNetwork"})
+    resolution: int = 500
+
+
+def knapsack(values: Tensor, sizes: Tensor, capacity: int) -> Tensor:
+    """The subsets of highest total value that fit, by dynamic programming over whole-numbered sizes.
+
+    Args:
+        values: [n, M]; models of negative value are never taken.
+        sizes: int64 [M], at least 1.
+        capacity: the same for all.
+
+    Returns:
+        bool [n, M]. Work grows as n M capacity.
+    """
+    n, models = values.shape
+    best = values.new_zeros(n, capacity + 1)
+    taken = torch.zeros(models, n, capacity + 1, dtype=torch.bool, device=values.device)
+    for m in range(models):
+        size = int(sizes[m])
+        if size <= capacity:
+            with_m = best[:, : capacity + 1 - size] + values[:, m : m + 1]
+            taken[m, :, size:] = with_m > best[:, size:]
+            best = torch.cat((best[:, :size], torch.maximum(with_m, best[:, size:])), -1)
+    room = torch.full((n,), capacity, device=values.device)
+    rows = torch.arange(n, device=values.device)
+    chosen = torch.zeros(n, models, dtype=torch.bool, device=values.device)
+    for m in reversed(range(models)):
+        chosen[:, m] = taken[m, rows, room]
+        room = room - chosen[:, m] * sizes[m]
+    return chosen
+
+
+class KnapsackCacher(QLearningCacher):
+    """Double Q-learning with an additive value; its cost grows with M, not with 2^M.
+
+    Sizes are rounded up to 1/`resolution` of the storage, so that every choice fits.
+    """
+
+    Config = KnapsackConfig
+    config: KnapsackConfig
+    sizes: Tensor
+
+    def __init__(self, scenario: Scenario, config: KnapsackConfig) -> None:
+        within("cacher", config, resolution=(10, 100_000))
+        super().__init__(scenario, config)
+        units = scenario.model_storage / scenario.storage_capacity * config.resolution
+        self.register_buffer("sizes", (units - 1e-9).ceil().clamp_min(1).long(), persistent=False)
+
+    def build_network(self) -> nn.Module:
+        return build(self.config.network, self.state_width, self.scenario.models, key="cacher.network")
+
+    def best(self, network: nn.Module, state: Tensor) -> Tensor:
+        values = network(state).float()
+        return knapsack(values.flatten(0, -2), self.sizes, self.config.resolution).view_as(values)

@@ -1,0 +1,30 @@
+"""Static caching of what is asked for most in the long run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tensordict import TensorDict
+from torch import Tensor
+
+from lightning_t2drl.cachers.base import Cacher
+from lightning_t2drl.system.caching import fill_in_order
+from lightning_t2drl.system.demand import stationary_distribution
+
+
+@dataclass
+class PopularConfig:
+    """No keys: there is nothing to choose."""
+
+    _target_: str = ""
+
+
+class PopularCacher(Cacher):
+    """Most popular first under the chain's stationary distribution, while it fits (the caching half of SCHRS)."""
+
+    Config = PopularConfig
+
+    def decide(self, observation: TensorDict, explore: bool = False) -> Tensor:
+        scenario = self.scenario
+        popularity = stationary_distribution(scenario.popularity_transition) @ scenario.request_probability
+        return fill_in_order(scenario, popularity).expand(*observation.batch_size, scenario.models)

@@ -1,0 +1,99 @@
+"""What all entry points share: compose with Hydra, check, run, and show a user's mistake as one line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import hydra
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from lightning_t2drl.config import strict
+from lightning_t2drl.errors import NonFiniteError, UserError
+from lightning_t2drl.system.scenario import CONFIG_ROOT
+
+Job = Callable[[Any, DictConfig, list[str]], Any]
+
+# These belong to Hydra's own command line (help, sweeps, shell completion), which takes over when one is given.
+HYDRA_FLAGS = ("-m", "--multirun", "-h", "--help", "--hydra-help", "--cfg", "-c", "--info", "-i", "-p", "--package", "-sc")
+
+
+def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
+    """The composed configuration.
+
+    Raises:
+        UserError: an override names no key or group there is, or a value of another kind; one line.
+    """
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONFIG_ROOT), version_base="1.3"):
+            return compose(config_name, overrides=overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_one_line(error)) from None
+
+
+def _one_line(error: BaseException) -> str:
+    """What Hydra says in many lines, in one: the key or group, and what there is."""
+    text = str(error)
+    if missing := re.search(r"Could not find '(.+)/(.+)'", text):
+        group, choice = missing.groups()
+        known = sorted(path.stem for path in (CONFIG_ROOT / group).glob("*.yaml"))
+        return f"{group}={choice}: no such choice; there are {', '.join(known)}"
+    if missing := re.search(r"Could not override '(.+)'\.", text):
+        return f"{missing.group(1)}: no such key"
+    return " ".join(line.strip() for line in text.splitlines() if line.strip()) or type(error).__name__
+
+
+def quiet_libraries() -> None:
+    """Silence what third parties say about themselves; their errors stay."""
+    for name in ("torchrl", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(lightning|torchrl|tensordict|torch|hydra|pymoo|wandb)\b.*")
+    os.environ.setdefault("WANDB_SILENT", "true")
+
+
+def run(config_name: str, schema: type, job: Job, overrides: list[str]) -> Any:
+    """Compose, check and run, in this process. Raises what went wrong; `entry_point` is the one that prints."""
+    raw = compose_config(config_name, overrides)
+    return job(strict(schema, raw), raw, overrides)
+
+
+def entry_point(config_name: str, schema: type, job: Job) -> None:
+    """The command line of one entry point.
+
+    Exit status: 0 when done, 1 after one line about a user's mistake or about NaN, 128 + n when signal n ended the run.
+    """
+    quiet_libraries()
+    torch.set_flush_denormal(True)  # denormals slow updates down several times over
+    arguments = sys.argv[1:]
+    try:
+        if any(flag in arguments for flag in HYDRA_FLAGS):
+            _hydra_main(config_name, schema, job)
+        else:
+            run(config_name, schema, job, arguments)
+    except (UserError, NonFiniteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def _hydra_main(config_name: str, schema: type, job: Job) -> None:
+    @hydra.main(version_base="1.3", config_path=str(CONFIG_ROOT), config_name=config_name)
+    def main(raw: DictConfig) -> None:
+        try:
+            job(strict(schema, raw), raw, list(HydraConfig.get().overrides.task))
+        except (UserError, NonFiniteError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+
+    main()

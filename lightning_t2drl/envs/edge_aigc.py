@@ -1,0 +1,239 @@
+"""The world as a TorchRL environment: one environment, two timescales, cells as agents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from lightning_t2drl.errors import NonFiniteError
+from lightning_t2drl.policy import derive_seed
+from lightning_t2drl.system import amend_allocation, amend_cache
+from lightning_t2drl.system.scenario import Scenario
+from lightning_t2drl.system.serving import cell_mean, hits, serve
+from lightning_t2drl.system.world import advance, draw_noise, initial_state
+
+SERVED = (
+    "hit access_delay generation_delay backhaul_delay delay tv quality latency violated utility".split()
+)
+
+
+class EdgeAIGCEnv(EnvBase):
+    """N worlds side by side; one step is one slot. Passes `check_env_specs`.
+
+    Group `cells` (batch [N, B]) holds, per cell:
+
+    - observation: `popularity` [P] (one-hot true state, or last frame's request frequencies), `popularity_state` (the
+      truth, int64; for the oracle), `cache` [M] (what is latched), `request`, `input_bits`, `output_bits`, `gain`,
+      `attached` [U], and `served`: what `serve` returned for the slot just ended, [U] each (0 after a reset);
+    - action: `cache` [M], latched at a frame's first slot and ignored in the others, and `allocation` [U, 2], raw;
+    - reward: `slot` [1], the mean utility of the slot, and `frame` [1], at a frame's last slot the mean of its slot
+      rewards minus the switching cost, 0 otherwise.
+
+    The root holds `frame_start` [1] and the done flags: an episode is truncated after T frames.
+
+    Args:
+        scenario: the world's constants.
+        num_envs: N.
+        seed: of the environment's own generator, which lives on `device`.
+        device: where everything lives.
+    """
+
+    batch_locked = True
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        num_envs: int = 1,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(device=torch.device(device), batch_size=torch.Size([num_envs]))
+        self.scenario = scenario.to(device)
+        self.generator = torch.Generator(device=device)
+        self._make_specs()
+        self._set_seed(seed)
+        self._start(None)
+
+    # -- TorchRL's interface
+
+    def _make_specs(self) -> None:
+        s, n, device = self.scenario, self.batch_size[0], self.device
+        cells, users = (n, s.cells), (n, s.cells, s.users)
+
+        def unbounded(*shape: int, dtype: torch.dtype = torch.float32) -> Unbounded:
+            return Unbounded(shape=shape, dtype=dtype, device=device)
+
+        def flags(*shape: int) -> Binary:
+            return Binary(n=shape[-1], shape=shape, dtype=torch.bool, device=device)
+
+        served = {key: flags(*users) if key in ("hit", "violated") else unbounded(*users) for key in SERVED}
+        observation = {
+            "popularity": unbounded(*cells, s.popularity_width),
+            "popularity_state": Categorical(s.popularity_states, shape=cells, device=device),
+            "cache": flags(*cells, s.models),
+            "request": Categorical(s.models, shape=users, device=device),
+            **{key: unbounded(*users) for key in ("input_bits", "output_bits", "gain")},
+            "attached": flags(*users),
+            "served": Composite(served, shape=cells, device=device),
+        }
+        action = {
+            "cache": flags(*cells, s.models),
+            "allocation": Bounded(-1.0, 1.0, shape=(*users, 2), device=device),
+        }
+        reward = {"slot": unbounded(*cells, 1), "frame": unbounded(*cells, 1)}
+
+        def group(content: dict[str, Any], **root: Any) -> Composite:
+            return Composite(cells=Composite(content, shape=cells, device=device), shape=(n,), device=device, **root)
+
+        self.observation_spec = group(observation, frame_start=flags(n, 1))
+        self.action_spec = group({"action": Composite(action, shape=cells, device=device)})
+        self.reward_spec = group({"reward": Composite(reward, shape=cells, device=device)})
+        self.done_spec = Composite(
+            {key: flags(n, 1) for key in ("done", "terminated", "truncated")}, shape=(n,), device=device
+        )
+
+    def _set_seed(self, seed: int | None) -> None:
+        self.generator.manual_seed(derive_seed(0 if seed is None else seed, "environment"))
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDict:
+        asked = None if tensordict is None else tensordict.get("_reset", None)
+        self._start(None if asked is None else asked.reshape(-1))
+        out = {"cells": self.observe(), "frame_start": self._frame_start()}
+        return TensorDict(out, batch_size=self.batch_size, device=self.device)
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDict:
+        action = tensordict["cells", "action"]
+        cells = self.play(action["cache"], action["allocation"])
+        truncated = (self._world["slot"] >= self.scenario.slots_per_episode).unsqueeze(-1)
+        flags = {"done": truncated, "truncated": truncated, "terminated": torch.zeros_like(truncated)}
+        out = {"cells": cells, "frame_start": self._frame_start(), **flags}
+        return TensorDict(out, batch_size=self.batch_size, device=self.device)
+
+    # -- the slot
+
+    def play(self, cache: Tensor, raw: Tensor) -> TensorDict:
+        """One slot: serve it, move the worlds on, and return the cells' next observation with `reward`, [N, B].
+
+        This is `step` without the TorchRL bookkeeping around it.
+
+        Args:
+            cache: bool [N, B, M], latched where a frame starts.
+            raw: raw allocation [N, B, U, 2].
+
+        Raises:
+            NonFiniteError: the allocation holds NaN or infinity.
+        """
+        served, rewards = self._serve(cache, raw)
+        self._world = advance(self.scenario, self._world, draw_noise(self.scenario, self.batch_size[0], self.generator))
+        cells = self._observation(served)
+        cells["reward"] = self._group(rewards)
+        return self._group(cells)
+
+    def observe(self) -> TensorDict:
+        """The cells' current observation [N, B], as after a reset, without moving the worlds."""
+        return self._group(self._observation(self.observation_spec["cells", "served"].zero()))
+
+    def _start(self, chosen: Tensor | None) -> None:
+        """Begin new episodes in all worlds, or in those of `chosen` [N]."""
+        s, n = self.scenario, self.batch_size[0]
+        world = initial_state(s, n, self.generator)
+        memory = TensorDict(
+            {
+                "cache": torch.zeros(n, s.cells, s.models, dtype=torch.bool),
+                # Before anything was asked, every model counts alike.
+                "frequencies": torch.full((n, s.cells, s.models), 1 / s.models),
+                "counts": torch.zeros(n, s.cells, s.models),
+                "frame_reward": torch.zeros(n, s.cells),
+            },
+            batch_size=[n],
+            device=self.device,
+        )
+        if chosen is not None:
+            world = torch.where(chosen, world, self._world)
+            memory = torch.where(chosen, memory, self._memory)
+        self._world, self._memory = world, memory
+
+    def _serve(self, asked_cache: Tensor, raw: Tensor) -> tuple[TensorDict, dict[str, Tensor]]:
+        """Latch the cache at a frame's start, amend the allocation, serve the slot and reckon its rewards."""
+        if not bool(torch.isfinite(raw).all()):
+            raise NonFiniteError("the allocation handed to the environment holds NaN or infinity")
+        s, world, memory = self.scenario, self._world, self._memory
+        slot_of_frame = world["slot"] % s.slots_per_frame
+        starts = (slot_of_frame == 0).unsqueeze(-1)
+        cache = torch.where(starts.unsqueeze(-1), amend_cache(s, asked_cache), memory["cache"])
+        request, attached = world["request"], world["attached"]
+        shares = amend_allocation(raw, hits(cache, request), attached)
+        served = serve(
+            s,
+            request,
+            world["input_bits"],
+            world["output_bits"],
+            world["gain"],
+            cache,
+            bandwidth=shares[..., 0],
+            steps=shares[..., 1] * s.step_budget,
+            attached=attached,
+        )
+        reward = cell_mean(served["utility"], attached)
+        total = torch.where(starts, 0.0, memory["frame_reward"]) + reward
+        if s.switch_cost:
+            loaded = (s.model_storage * (cache & ~memory["cache"])).sum(-1).float()
+            # Charged once per frame; the sum is divided by K at the frame's end.
+            total = total - torch.where(starts, s.switch_cost * s.slots_per_frame * loaded, 0.0)
+        ends = (slot_of_frame == s.slots_per_frame - 1).unsqueeze(-1)
+        counts = torch.where(starts.unsqueeze(-1), 0.0, memory["counts"])
+        counts = counts.scatter_add(-1, request, attached.float())
+        seen = counts / counts.sum(-1, keepdim=True).clamp_min(1.0)
+        self._memory = TensorDict(
+            {
+                "cache": cache,
+                "frequencies": torch.where(ends.unsqueeze(-1), seen, memory["frequencies"]),
+                "counts": counts,
+                "frame_reward": total,
+            },
+            batch_size=self.batch_size,
+            device=self.device,
+        )
+        frame = torch.where(ends, total / s.slots_per_frame, 0.0)
+        return served, {"slot": reward.unsqueeze(-1), "frame": frame.unsqueeze(-1)}
+
+    def _observation(self, served: TensorDict) -> dict[str, Any]:
+        s, world, memory = self.scenario, self._world, self._memory
+        if s.popularity_observation == "state":
+            popularity = torch.nn.functional.one_hot(world["popularity"], s.popularity_states).float()
+        else:
+            popularity = memory["frequencies"]
+        return {
+            "popularity": popularity,
+            "popularity_state": world["popularity"],
+            "cache": memory["cache"],
+            **{key: world[key] for key in ("request", "input_bits", "output_bits", "gain", "attached")},
+            "served": served,
+        }
+
+    def _frame_start(self) -> Tensor:
+        return (self._world["slot"] % self.scenario.slots_per_frame == 0).unsqueeze(-1)
+
+    def _group(self, content: dict[str, Any]) -> TensorDict:
+        return TensorDict(content, batch_size=(self.batch_size[0], self.scenario.cells), device=self.device)
+
+    # -- exact resume
+
+    def get_state(self) -> dict[str, Any]:
+        """Plain tensors that `set_state` turns back into exactly this moment of exactly this randomness."""
+        return {
+            "world": {key: value.contiguous() for key, value in self._world.items()},
+            "memory": dict(self._memory.items()),
+            "generator": self.generator.get_state(),
+        }
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self._world = TensorDict(dict(state["world"]), batch_size=self.batch_size, device=self.device)
+        self._memory = TensorDict(dict(state["memory"]), batch_size=self.batch_size, device=self.device)
+        self.generator.set_state(state["generator"])

@@ -1,0 +1,115 @@
+"""One evaluation from a checked config: what `evaluate.py` does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import Progress
+
+from lightning_t2drl.allocators.base import Allocator
+from lightning_t2drl.cachers.base import Cacher
+from lightning_t2drl.checkpoints import resolve
+from lightning_t2drl.config import EnvConfig, EvaluateConfig, build_policies
+from lightning_t2drl.errors import UserError
+from lightning_t2drl.evaluation import evaluate, summarise
+from lightning_t2drl.registry import typed
+from lightning_t2drl.reporting.tables import schemes_table
+from lightning_t2drl.run_state import KEY
+from lightning_t2drl.system.scenario import Scenario
+
+SECTIONS = ("env", "cacher", "allocator")
+
+
+def run_evaluation(config: EvaluateConfig, raw: DictConfig, overrides: list[str]) -> dict[str, Any]:
+    """Evaluate a checkpoint, or a pair of policies named in the config, and print a table.
+
+    Args:
+        config: the composed and checked configuration.
+        raw: the same as Hydra composed it.
+        overrides: the command line; with a checkpoint, what it says of env, cacher and allocator changes the
+            checkpoint's own config, the rest of which stays.
+
+    Returns:
+        What `output` holds: scenario, episodes, seed, and per scheme the mean and standard error of every metric.
+    """
+    console = Console()
+    name, scenario, cacher, allocator = _schemes(config, raw, overrides, console)
+    with Progress(console=console, transient=True, disable=not config.progress_bar) as progress:
+        task = progress.add_task("evaluating", total=scenario.slots_per_episode)
+        per_episode = evaluate(
+            scenario,
+            cacher,
+            allocator,
+            config.episodes,
+            config.seed,
+            lambda done, total: progress.update(task, completed=done),
+        )
+    results = {
+        "name": name,
+        "scenario": scenario.name,
+        "episodes": config.episodes,
+        "seed": config.seed,
+        "deadline": scenario.deadline,
+        "schemes": {name: summarise(per_episode)},
+    }
+    console.print(schemes_table(results))
+    if config.output is not None:
+        try:
+            Path(config.output).write_text(json.dumps(results, indent=2) + "\n")
+        except OSError as error:
+            raise UserError(f"output: {config.output} cannot be written ({error.strerror})") from None
+    return results
+
+
+def _schemes(
+    config: EvaluateConfig, raw: DictConfig, overrides: list[str], console: Console
+) -> tuple[str, Scenario, Cacher, Allocator]:
+    if config.checkpoint is None:
+        policies = build_policies(config.env, config.cacher, config.allocator)
+        return f"{_short(config.cacher)}+{_short(config.allocator)}", *policies
+    path, checkpoint = resolve(config.checkpoint, lambda text: console.print(text, style="yellow"))
+    return load_policies(checkpoint, path, raw, overrides)
+
+
+def load_policies(
+    checkpoint: dict[str, Any], path: Path, raw: DictConfig, overrides: list[str]
+) -> tuple[str, Scenario, Cacher, Allocator]:
+    """The policies of a checkpoint, in its own scenario or in one that the overrides change.
+
+    Raises:
+        UserError: the changed config does not fit the parameters, such as a flat network for another number of users.
+    """
+    stored = checkpoint[KEY]["config"]
+    sections = {name: _section(name, stored[name], raw, overrides) for name in SECTIONS}
+    env = typed(EnvConfig, sections["env"], "env")
+    scenario, cacher, allocator = build_policies(env, sections["cacher"], sections["allocator"])
+    for prefix, policy in (("cacher.", cacher), ("allocator.", allocator)):
+        parameters = {
+            key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)
+        }
+        try:
+            policy.load_state_dict(parameters)
+        except RuntimeError as error:
+            detail = str(error).splitlines()[1].strip() if len(str(error).splitlines()) > 1 else str(error)
+            raise UserError(
+                f"checkpoint: {path} does not fit the changed config ({detail}); only set networks serve other numbers of users"
+            ) from None
+    return stored["name"], scenario, cacher, allocator
+
+
+def _section(name: str, stored: Any, raw: DictConfig, overrides: list[str]) -> Any:
+    """A section of the checkpoint's config under the overrides that touch it."""
+    group = [o for o in overrides if o.lstrip("+").startswith(f"{name}=")]
+    if group:
+        return OmegaConf.to_container(raw[name], resolve=True)
+    keys = [o.lstrip("+").removeprefix(f"{name}.") for o in overrides if o.lstrip("+").startswith(f"{name}.")]
+    return OmegaConf.to_container(OmegaConf.merge(stored, OmegaConf.from_dotlist(keys)), resolve=True)
+
+
+def _short(section: Any) -> str:
+    """`random` from `lightning_t2drl.cachers.random.RandomCacher`."""
+    return str(section["_target_"]).split(".")[-2]

@@ -1,0 +1,30 @@
+"""From any decision to a feasible one (system model, section 7): nothing reaches the world but through here."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def amend_allocation(raw: Tensor, hit: Tensor, attached: Tensor) -> Tensor:
+    """Map any raw action to feasible shares of bandwidth and denoising steps.
+
+    A raw value a asks for the share (a + 1) / 2. Requests of users who may not have any (steps: misses; both:
+    users of another cell) are dropped, and where the rest ask for more than there is, all are scaled down alike.
+    An allocation that is feasible already passes unchanged, so every feasible point can be reached.
+
+    Args:
+        raw: [*, U, 2] (bandwidth, steps); values beyond [-1, 1] are clamped.
+        hit, attached: bool [*, U].
+
+    Returns:
+        Shares (b, xi) [*, U, 2], each column >= 0 with a sum <= 1. Differentiable inside the clamp.
+    """
+    allowed = torch.stack((attached, attached & hit), -1)
+    ask = (raw.clamp(-1.0, 1.0) + 1) * 0.5 * allowed
+    return ask / ask.sum(-2, keepdim=True).clamp_min(1.0)
+
+
+def raw_from_shares(shares: Tensor) -> Tensor:
+    """The raw action that asks for exactly these shares."""
+    return 2 * shares - 1

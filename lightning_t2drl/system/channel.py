@@ -1,0 +1,72 @@
+"""Where users are and what the radio link gives them (system model, section 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_t2drl.system.scenario import Scenario
+
+
+def uniform_position(scenario: Scenario, uniform: Tensor) -> Tensor:
+    """Positions uniform over the disc outside `min_distance`, [*, 2] in m, from uniform numbers [*, 2]."""
+    inner, outer = scenario.min_distance**2, scenario.radius**2
+    distance = (inner + (outer - inner) * uniform[..., 0]).sqrt()
+    angle = 2 * torch.pi * uniform[..., 1]
+    return torch.stack((distance * angle.cos(), distance * angle.sin()), -1)
+
+
+def move(
+    scenario: Scenario, position: Tensor, velocity: Tensor, mean_velocity: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One Gauss-Markov step inside the disc; who would leave is reflected at its rim.
+
+    v' = a v + (1-a) v_mean + s sqrt(1-a^2) w, then position += v' x slot duration.
+
+    Args:
+        position, velocity, mean_velocity: [*, 2], m and m/s.
+        noise: [*, 2], standard normal.
+
+    Returns:
+        The next position, velocity and mean velocity; |position| <= radius.
+    """
+    a = scenario.mobility_memory
+    velocity = a * velocity + (1 - a) * mean_velocity + scenario.speed_deviation * (1 - a * a) ** 0.5 * noise
+    position = position + velocity * scenario.slot_duration
+    distance = torch.linalg.vector_norm(position, dim=-1, keepdim=True)
+    radial = position / distance.clamp_min(1e-9)
+    outside = distance > scenario.radius
+    # A triangle wave of period 4R is the path of a ball between the rim's two ends, however far it would have flown.
+    folded = scenario.radius - ((distance + scenario.radius) % (4 * scenario.radius) - 2 * scenario.radius).abs()
+    position = torch.where(outside, radial * folded, position)
+
+    def bounce(v: Tensor) -> Tensor:
+        return torch.where(outside, v - 2 * (v * radial).sum(-1, keepdim=True) * radial, v)
+
+    return position, bounce(velocity), bounce(mean_velocity) if scenario.mean_speed else mean_velocity
+
+
+def path_gain(scenario: Scenario, distance: Tensor) -> Tensor:
+    """Long-term power gain 10^(-PL/10), PL = 128.1 + 37.6 log10(d_km) dB, d in m clamped to `min_distance`."""
+    km = distance.clamp_min(scenario.min_distance) * 1e-3
+    return 10**-12.81 * km**-3.76
+
+
+def rician_power(rician_factor: float, normal: Tensor) -> Tensor:
+    """|h|^2 of unit-mean Rician fading, [*], from standard normal numbers [*, 2] (real, imaginary part)."""
+    scatter = (0.5 / (rician_factor + 1)) ** 0.5
+    line_of_sight = (rician_factor / (rician_factor + 1)) ** 0.5
+    return (line_of_sight + scatter * normal[..., 0]) ** 2 + (scatter * normal[..., 1]) ** 2
+
+
+def spectral_efficiency(scenario: Scenario, gain: Tensor) -> tuple[Tensor, Tensor]:
+    """Uplink and downlink log2(1 + p g / (N0 W)) in bit/s/Hz for linear gains [*]."""
+    snr = gain / (scenario.noise_density * scenario.bandwidth)
+    scale = 1 / torch.log(torch.tensor(2.0)).item()
+    return torch.log1p(scenario.user_power * snr) * scale, torch.log1p(scenario.station_power * snr) * scale
+
+
+def access_time(scenario: Scenario, gain: Tensor, input_bits: Tensor, output_bits: Tensor) -> Tensor:
+    """a_u = d_in / (W e_up) + d_out / (W e_dn): seconds a user would need with the whole bandwidth, [*]."""
+    up, down = spectral_efficiency(scenario, gain)
+    return (input_bits / up + output_bits / down) / scenario.bandwidth

@@ -1,0 +1,31 @@
+"""Who asks for what: the popularity chain and Zipf requests (system model, section 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def stationary_distribution(transition: Tensor) -> Tensor:
+    """The row vector pi with pi P = pi and sum(pi) = 1 of a Markov chain; shape [J] for a matrix [J, J].
+
+    For a chain with several closed classes this is the one reached from the uniform distribution.
+    """
+    chain = transition.double()
+    average = 0.5 * (chain + torch.eye(len(chain), dtype=torch.float64, device=chain.device))  # aperiodic, same pi
+    return torch.linalg.matrix_power(average, 2**20).mean(0).to(transition.dtype)
+
+
+def inverse_cdf(probability: Tensor, uniform: Tensor) -> Tensor:
+    """Category whose cumulative probability first exceeds `uniform`.
+
+    Args:
+        probability: [*, C], rows sum to 1 up to rounding.
+        uniform: [*, D] in [0, 1).
+
+    Returns:
+        int64 [*, D], always a valid category of positive probability.
+    """
+    cumulative = probability.cumsum(-1)
+    cumulative = cumulative / cumulative[..., -1:]  # rounding must not leave a gap below 1
+    return torch.searchsorted(cumulative, uniform.contiguous(), right=True).clamp_max_(probability.shape[-1] - 1)
