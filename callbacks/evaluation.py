@@ -12,7 +12,7 @@ REPORTED = ("utility", "hit_ratio", "violation_ratio", "quality", "delay")
 
 
 class PeriodicEvaluation(L.Callback):
-    """Evaluates without exploration before the first frame and every `every_n_frames`; every time on the same worlds."""
+    """Evaluates without exploration before the first frame and every `every_n_frames`, always on the same worlds."""
 
     def __init__(self, config: EvaluationConfig) -> None:
         self.config = config

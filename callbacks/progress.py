@@ -30,7 +30,9 @@ class FrameProgress(L.Callback):
             console=self.console,
             refresh_per_second=2,
         )
-        self.task = self.progress.add_task("train", total=pl_module.frames, completed=pl_module.frame, status="warming up")
+        self.task = self.progress.add_task(
+            "train", total=pl_module.frames, completed=pl_module.frame, status="warming up"
+        )
         self.progress.start()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -26,7 +26,20 @@ from lightning_t2drl.system.scenario import CONFIG_ROOT
 Job = Callable[[Any, DictConfig, list[str]], Any]
 
 # These belong to Hydra's own command line (help, sweeps, shell completion), which takes over when one is given.
-HYDRA_FLAGS = ("-m", "--multirun", "-h", "--help", "--hydra-help", "--cfg", "-c", "--info", "-i", "-p", "--package", "-sc")
+HYDRA_FLAGS = (
+    "-m",
+    "--multirun",
+    "-h",
+    "--help",
+    "--hydra-help",
+    "--cfg",
+    "-c",
+    "--info",
+    "-i",
+    "-p",
+    "--package",
+    "-sc",
+)
 
 
 def compose_config(config_name: str, overrides: list[str]) -> DictConfig:

@@ -13,11 +13,13 @@ from lightning_t2drl.cachers.base import Cacher
 from lightning_t2drl.checks import one_of, within
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.evaluation import EvaluationConfig
+from lightning_t2drl.policy import Policy
 from lightning_t2drl.registry import build, typed
 from lightning_t2drl.system.scenario import Scenario, ScenarioConfig, build_scenario
 from lightning_t2drl.two_timescale import LoopConfig
 
 T = TypeVar("T")
+P = TypeVar("P", bound=Policy)
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -135,10 +137,11 @@ def build_policies(env: EnvConfig, cacher: Any, allocator: Any) -> tuple[Scenari
         UserError: naming the key that cannot be.
     """
     scenario = build_scenario(env)
-    made = []
-    for section, content, base in (("cacher", cacher, Cacher), ("allocator", allocator, Allocator)):
-        policy = build(content, scenario, key=section)
-        if not isinstance(policy, base):
-            raise UserError(f"{section}._target_: {content['_target_']} is not a {base.__name__}")
-        made.append(policy)
-    return scenario, made[0], made[1]
+    return scenario, _policy("cacher", cacher, Cacher, scenario), _policy("allocator", allocator, Allocator, scenario)
+
+
+def _policy(section: str, content: Any, base: type[P], scenario: Scenario) -> P:
+    policy = build(content, scenario, key=section)
+    if not isinstance(policy, base):
+        raise UserError(f"{section}._target_: {content['_target_']} is not a {base.__name__}")
+    return policy

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the one that speaks and writes; true before any other was started."""
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
 
 
 def average_gradients(parameters: Sequence[nn.Parameter], world_size: int) -> None:

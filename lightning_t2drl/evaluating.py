@@ -96,7 +96,8 @@ def load_policies(
         except RuntimeError as error:
             detail = str(error).splitlines()[1].strip() if len(str(error).splitlines()) > 1 else str(error)
             raise UserError(
-                f"checkpoint: {path} does not fit the changed config ({detail}); only set networks serve other numbers of users"
+                f"checkpoint: {path} does not fit the changed config ({detail}); "
+                "only set networks serve other numbers of users"
             ) from None
     return stored["name"], scenario, cacher, allocator
 

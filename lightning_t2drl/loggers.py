@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_t2drl.config import TrainConfig
+from lightning_t2drl.distributed import is_rank_zero
 
 EVALUATION = "evaluation/"
 
@@ -43,8 +45,8 @@ class FrameCSVLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         evaluation = any(key.startswith(EVALUATION) for key in metrics)
-        row = {key.removeprefix(EVALUATION): value for key, value in metrics.items()}
-        row = {"frame": step, **row}
+        row: dict[str, Any] = {"frame": step}
+        row |= {key.removeprefix(EVALUATION): value for key, value in metrics.items()}
         file = "evaluations.csv" if evaluation else "metrics.csv"
         path = self.directory / file
         columns = self._columns.setdefault(file, self._header(path))
@@ -101,10 +103,8 @@ def make_loggers(config: TrainConfig, output_dir: Path) -> list[Logger]:
 
 
 def _wandb_logger(config: TrainConfig, output_dir: Path) -> WandbLogger:
-    import wandb
-
     marker = output_dir / "wandb.json"
-    run_id = json.loads(marker.read_text())["id"] if marker.exists() else wandb.util.generate_id()
+    run_id = json.loads(marker.read_text())["id"] if marker.exists() else secrets.token_hex(4)
     marker.write_text(json.dumps({"id": run_id}))
     logger = WandbLogger(
         project=config.logger.project,
@@ -119,7 +119,7 @@ def _wandb_logger(config: TrainConfig, output_dir: Path) -> WandbLogger:
         save_dir=str(output_dir),
         log_model=False,
     )
-    if rank_zero_only.rank == 0:
+    if is_rank_zero():
         run = logger.experiment
         run.define_metric("frame")
         run.define_metric("slots")

@@ -25,8 +25,8 @@ def slot_metrics(scenario: Scenario, served: TensorDictBase, attached: Tensor) -
         attached: bool [N, B, U].
 
     Returns:
-        [N] each: `utility` (mean over cells), `hit_ratio`, `violation_ratio`, `quality`, `tv`, `delay` and its parts (s),
-        and the paper's `weighted_cost` alpha TV + (1 - alpha) D.
+        [N] each: `utility` (mean over cells), `hit_ratio`, `violation_ratio`, `quality`, `tv`, `delay` and its
+        parts (s), and the paper's `weighted_cost` alpha TV + (1 - alpha) D.
     """
     users = attached.sum((-1, -2)).clamp_min(1)
     cap = DELAY_CAP * scenario.deadline

@@ -71,7 +71,7 @@ class Policy(L.LightningModule):
         """The optimizers of this policy; the names are what `update` passes to `Optimise`."""
         return {}
 
-    def configure_optimizers(self) -> list[Optimizer]:  # type: ignore[override]
+    def configure_optimizers(self) -> list[Optimizer]:
         return list(self.optimizers_by_name().values())
 
     @property

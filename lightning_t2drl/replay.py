@@ -52,7 +52,7 @@ class PackedReplay:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if "_storage" in state["_storage"]:
+        if state["_storage"]["_len"]:
             rows = state["_storage"]["_storage"]
             room = rows.new_empty((self.capacity, sum(self.fields.values())))
             room[: len(rows)] = rows

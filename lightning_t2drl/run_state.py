@@ -65,8 +65,8 @@ def check(checkpoint: Any, path: object) -> dict[str, Any]:
     own = checkpoint[KEY]
     if own.get("format") != FORMAT:
         raise UserError(
-            f"{path}: checkpoint format {own.get('format')} of lightning_t2drl {own.get('version')}, this version reads "
-            f"format {FORMAT}; use the version that wrote it or train anew"
+            f"{path}: checkpoint format {own.get('format')} of lightning_t2drl {own.get('version')}; "
+            f"this version reads format {FORMAT}; use the version that wrote it or train anew"
         )
     return own
 
@@ -77,8 +77,8 @@ def mine(module: TwoTimescaleModule, checkpoint: dict[str, Any]) -> dict[str, An
     world_size = module.trainer.world_size
     if len(own["ranks"]) != world_size:
         raise UserError(
-            f"resume: the checkpoint was written by {len(own['ranks'])} process(es), this run has {world_size}; an exact "
-            "resume needs the same number (trainer.devices)"
+            f"resume: the checkpoint was written by {len(own['ranks'])} process(es), this run has {world_size}; "
+            "an exact resume needs the same number (trainer.devices)"
         )
     module.frame, module.slots, module.gradient_steps = own["frame"], own["slots"], own["gradient_steps"]
     return own["ranks"][module.global_rank]

@@ -14,16 +14,16 @@ from typing import Any
 
 import lightning as L
 import torch
-from callbacks import FrameCheckpoint, FrameProgress, GracefulStop, PeriodicEvaluation
 from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from callbacks import FrameCheckpoint, FrameProgress, GracefulStop, PeriodicEvaluation
 from lightning_t2drl.allocators.equal import EqualAllocator, EqualConfig
 from lightning_t2drl.cachers.random import RandomCacher, RandomConfig
 from lightning_t2drl.checkpoints import AtomicCheckpointIO, newest_good, resolve
 from lightning_t2drl.config import TrainConfig, build_policies
-from lightning_t2drl.distributed import AlternatingDDPStrategy
+from lightning_t2drl.distributed import AlternatingDDPStrategy, is_rank_zero
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.evaluation import evaluate, summarise
 from lightning_t2drl.loggers import FrameCSVLogger, make_loggers
@@ -72,8 +72,7 @@ def train(config: TrainConfig, raw: DictConfig, overrides: list[str]) -> dict[st
     )
     console = Console(stderr=False, quiet=not is_rank_zero())
     checkpoint = _checkpoint_to_resume(config, console)
-    plain = OmegaConf.to_container(raw, resolve=True)
-    assert isinstance(plain, dict)
+    plain: dict[str, Any] = OmegaConf.to_container(raw, resolve=True)  # type: ignore[assignment]
     if checkpoint is not None:
         _check_compatible(plain, checkpoint[1], console)
     if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
@@ -157,11 +156,6 @@ def make_trainer(config: TrainConfig, loggers: list[Any], callbacks: list[L.Call
     )
 
 
-def is_rank_zero() -> bool:
-    """Whether this process is the one that speaks and writes; true before any other was started."""
-    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
-
-
 # -- the output directory
 
 
@@ -235,8 +229,11 @@ def _checkpoint_to_resume(config: TrainConfig, console: Console) -> tuple[Path, 
         found = newest_good(directory, say)
     else:
         found = resolve(config.resume, say)
-    if found[1][KEY]["frame"] >= config.frames:
-        raise UserError(f"frames: the checkpoint is at frame {found[1][KEY]['frame']} already; frames={config.frames} leaves nothing to do")
+    frame = found[1][KEY]["frame"]
+    if frame >= config.frames:
+        raise UserError(
+            f"frames: the checkpoint is at frame {frame} already; frames={config.frames} leaves nothing to do"
+        )
     return found
 
 
@@ -280,11 +277,15 @@ def _finish(
         ours, reference = results["schemes"][config.name], results["schemes"]["random+equal"]
         for key, label in (("hit_ratio", "model hit ratio"), ("total_utility", "total utility")):
             summary[f"{key}_improvement_percent"] = improvement(ours, reference, key)
-            console.print(f"{label}: {summary[f'{key}_improvement_percent']:+.2f} % over random caching with equal split")
+            console.print(
+                f"{label}: {summary[f'{key}_improvement_percent']:+.2f} % over random caching with equal split"
+            )
         summary["total_utility"] = ours["total_utility"]["mean"]
         summary["hit_ratio"] = ours["hit_ratio"]["mean"]
     figures = draw_run(directory, results) if config.figures else []
-    console.print(f"results in {directory}: " + ", ".join(sorted(p.name for p in directory.iterdir() if p.name[0] != ".")))
+    console.print(
+        f"results in {directory}: " + ", ".join(sorted(p.name for p in directory.iterdir() if p.name[0] != "."))
+    )
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             _log_artifacts(config, logger, directory, figures, results)
@@ -316,7 +317,9 @@ def _log_artifacts(
     import wandb
 
     run = logger.experiment
-    run.config.update(json.loads(json.dumps(OmegaConf.to_container(OmegaConf.load(directory / "config.yaml")))), allow_val_change=True)
+    run.config.update(
+        json.loads(json.dumps(OmegaConf.to_container(OmegaConf.load(directory / "config.yaml")))), allow_val_change=True
+    )
     run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in figures} | {"frame": config.frames})
     if results is not None:
         ours = results["schemes"][config.name]

@@ -116,7 +116,7 @@ class TwoTimescaleModule(L.LightningModule):
         yield "cacher", self.cacher
         yield "allocator", self.allocator
 
-    def configure_optimizers(self) -> list[Optimizer]:  # type: ignore[override]
+    def configure_optimizers(self) -> list[Optimizer]:
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         by_name: dict[str, Optimizer] = {}
         for owner, policy in self.policies():
@@ -164,13 +164,13 @@ class TwoTimescaleModule(L.LightningModule):
         if (self.frame + 1) % self.scenario.frames_per_episode == 0:
             self.env.reset()
 
-    def _play_slot(
-        self, cells: TensorDict, state: Tensor | None, cache: Tensor
-    ) -> tuple[TensorDict, Tensor | None]:
+    def _play_slot(self, cells: TensorDict, state: Tensor | None, cache: Tensor) -> tuple[TensorDict, Tensor | None]:
         """Decide, step, store and learn; returns the next slot's observation and allocator state."""
         self.cacher.observe(cells)
         with self._networks():
-            raw = self.allocator.decide(cells, explore=True) if state is None else self.allocator.act(state, explore=True)
+            raw = (
+                self.allocator.decide(cells, explore=True) if state is None else self.allocator.act(state, explore=True)
+            )
         following = self.env.play(cache, raw)
         self.meters.add(slot_metrics(self.scenario, following["served"], cells["attached"]))
         if state is None or self.slot_replay is None:
@@ -230,7 +230,9 @@ class TwoTimescaleModule(L.LightningModule):
         for name, parameter in self.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 return f"frame {self.frame}: {what}; parameter {name} holds NaN or infinity"
-        return f"frame {self.frame}: {what}; all parameters are finite, so it arose in this loss's inputs or forward pass"
+        return (
+            f"frame {self.frame}: {what}; all parameters are finite, so it arose in this loss's inputs or forward pass"
+        )
 
     # -- what others see of it
 
@@ -245,3 +247,5 @@ class TwoTimescaleModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.restored = run_state.mine(self, checkpoint)
+        # A run that was complete and is now made longer: its last batch is no longer the last.
+        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False

@@ -15,7 +15,7 @@ from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.checks import one_of, within
 from lightning_t2drl.networks.diffusion import DiffusionActor, DirectActor
 from lightning_t2drl.networks.features import split_state
-from lightning_t2drl.networks.heads import HEADS
+from lightning_t2drl.networks.heads import HEADS, Head
 from lightning_t2drl.policy import Metrics, Optimise
 from lightning_t2drl.registry import build, locate
 from lightning_t2drl.system import raw_from_shares
@@ -40,7 +40,6 @@ class ActorCriticConfig:
     target_rate: float = 0.005
     exploration_noise: float = 0.2
     exploration_noise_end: float = 0.05
-    decision_samples: int = 1
 
 
 class ActorCriticAllocator(Allocator):
@@ -59,7 +58,7 @@ class ActorCriticAllocator(Allocator):
         super().__init__(scenario, config)
         self._check()
         self.features = locate(config.actor["_target_"], "allocator.actor._target_").Features(scenario)
-        self.head = HEADS[config.head](config.head_scale)
+        self.head: Head = HEADS[config.head](config.head_scale)
         self.actor = self.build_actor()
         self.critics = self._build_critics()
         self.per_user = bool(self.critics[0].per_user)
@@ -73,7 +72,7 @@ class ActorCriticAllocator(Allocator):
     def _check(self) -> None:
         c = self.config
         one_of("allocator", c, head=tuple(HEADS), learning_rate_schedule=("constant", "cosine"))
-        within("allocator", c, critics=(1, 10), decision_samples=(1, 10_000), discount=(0, 1), target_rate=(0, 1))
+        within("allocator", c, critics=(1, 10), discount=(0, 1), target_rate=(0, 1))
         within("allocator", c, exploration_noise=(0, 10), exploration_noise_end=(0, 10), head_scale=(0, 100))
         within("allocator", c, actor_learning_rate=(0, 1), critic_learning_rate=(0, 1))
 
@@ -115,8 +114,12 @@ class ActorCriticAllocator(Allocator):
 
     def shares(self, actor: nn.Module, state: Tensor, noise: Tensor, exploration: Tensor | float = 0.0) -> Tensor:
         """Feasible shares [*, U, 2] of an actor, `exploration` added to its output before the head."""
+        return self.to_shares(state, actor(state, noise).float() + exploration)
+
+    def to_shares(self, state: Tensor, output: Tensor) -> Tensor:
+        """Feasible shares [*, U, 2] from an actor's output [*, U, 2]."""
         hit, attached, full_share, _ = split_state(state, self.scenario.users)
-        return self.head(actor(state, noise).float() + exploration, hit, attached, full_share)
+        return self.head(output, hit, attached, full_share)
 
     def value(self, critics: nn.Module, state: Tensor, shares: Tensor) -> Tensor:
         """Lower envelope of the critics' values, [*, 1] or per user [*, U]."""
@@ -129,19 +132,12 @@ class ActorCriticAllocator(Allocator):
 
     @torch.no_grad()
     def act(self, state: Tensor, explore: bool = False) -> Tensor:
-        """Raw allocations; without exploration the best of `decision_samples` chains by the critics' judgement."""
         batch = tuple(state.shape[:-1])
+        spread: Tensor | float = 0.0
         if explore:
             shape = (*batch, self.scenario.users, 2)
             spread = torch.randn(shape, generator=self.generator, device=state.device) * self.exploration_noise
-            return raw_from_shares(self.shares(self.actor, state, self.draw_noise(batch), spread))
-        samples = self.config.decision_samples if self.actor.steps else 1
-        if samples == 1:
-            return raw_from_shares(self.shares(self.actor, state, self.draw_noise(batch)))
-        many = state.expand(samples, *state.shape)
-        shares = self.shares(self.actor, many, self.draw_noise((samples, *batch)))
-        best = self.value(self.critics, many, shares).mean(-1).argmax(0)
-        return raw_from_shares(torch.take_along_dim(shares, best[None, ..., None, None], 0)[0])
+        return raw_from_shares(self.shares(self.actor, state, self.draw_noise(batch), spread))
 
     # -- learning
 
@@ -171,7 +167,7 @@ class ActorCriticAllocator(Allocator):
 
     @torch.no_grad()
     def target(self, batch: dict[str, Tensor]) -> Tensor:
-        """y = r + gamma Q'(s', mu'(s')), [b, 1 or U]."""
+        """Y = r + gamma Q'(s', mu'(s')), [b, 1 or U]."""
         if not self.bootstraps:
             return batch["reward"]
         following = batch["next_state"]
@@ -191,6 +187,6 @@ class ActorCriticAllocator(Allocator):
     def update_targets(self) -> None:
         """Polyak update of the targets, all tensors in one call."""
         if self.bootstraps:
-            online = [*self.actor.parameters(), *self.critics.parameters()]
-            targets = [*self.target_actor.parameters(), *self.target_critics.parameters()]
+            online: list[Tensor] = [*self.actor.parameters(), *self.critics.parameters()]
+            targets: list[Tensor] = [*self.target_actor.parameters(), *self.target_critics.parameters()]
             torch._foreach_lerp_(targets, online, self.config.target_rate)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lightning_t2drl.cachers.q_learning import QLearningCacher, QLearningConfig
@@ -40,7 +39,9 @@ class DDQNCacher(QLearningCacher):
 
     def __init__(self, scenario: Scenario, config: DDQNConfig) -> None:
         if scenario.models > MAX_MODELS:
-            raise UserError(f"cacher: ddqn compares all 2^M caches, too many for M = {scenario.models}; use cacher=knapsack")
+            raise UserError(
+                f"cacher: ddqn compares all 2^M caches, too many for M = {scenario.models}; use cacher=knapsack"
+            )
         one_of("cacher", config, infeasible=("mask", "penalty"))
         within("cacher", config, infeasible_penalty=(0, 1e6))
         super().__init__(scenario, config)

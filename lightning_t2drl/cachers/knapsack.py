@@ -51,10 +51,20 @@ def knapsack(values: Tensor, sizes: Tensor, capacity: int) -> Tensor:
     return chosen
 
 
+def whole_sizes(shares: Tensor, resolution: int) -> tuple[Tensor, int]:
+    """Sizes as whole numbers and the capacity in the same unit, from sizes as shares of the capacity, float64 [M]."""
+    for units in range(1, resolution + 1):
+        scaled = shares * units
+        if bool(((scaled - scaled.round()).abs() < 1e-6).all()):
+            return scaled.round().long(), units
+    return (shares * resolution).ceil().clamp_min(1).long(), resolution
+
+
 class KnapsackCacher(QLearningCacher):
     """Double Q-learning with an additive value; its cost grows with M, not with 2^M.
 
-    Sizes are rounded up to 1/`resolution` of the storage, so that every choice fits.
+    Sizes are counted in the coarsest unit that all of them and the storage are multiples of; where that would take
+    more than `resolution` units, they are rounded up to 1/`resolution` of the storage, so that every choice fits.
     """
 
     Config = KnapsackConfig
@@ -64,12 +74,12 @@ class KnapsackCacher(QLearningCacher):
     def __init__(self, scenario: Scenario, config: KnapsackConfig) -> None:
         within("cacher", config, resolution=(10, 100_000))
         super().__init__(scenario, config)
-        units = scenario.model_storage / scenario.storage_capacity * config.resolution
-        self.register_buffer("sizes", (units - 1e-9).ceil().clamp_min(1).long(), persistent=False)
+        sizes, self.capacity = whole_sizes(scenario.model_storage / scenario.storage_capacity, config.resolution)
+        self.register_buffer("sizes", sizes, persistent=False)
 
     def build_network(self) -> nn.Module:
         return build(self.config.network, self.state_width, self.scenario.models, key="cacher.network")
 
     def best(self, network: nn.Module, state: Tensor) -> Tensor:
         values = network(state).float()
-        return knapsack(values.flatten(0, -2), self.sizes, self.config.resolution).view_as(values)
+        return knapsack(values.flatten(0, -2), self.sizes, self.capacity).view_as(values)

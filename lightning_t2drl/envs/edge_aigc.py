@@ -19,7 +19,16 @@ from lightning_t2drl.system.serving import cell_mean, hits, serve
 from lightning_t2drl.system.world import advance, draw_noise, initial_state
 
 SERVED = (
-    "hit access_delay generation_delay backhaul_delay delay tv quality latency violated utility".split()
+    "hit",
+    "access_delay",
+    "generation_delay",
+    "backhaul_delay",
+    "delay",
+    "tv",
+    "quality",
+    "latency",
+    "violated",
+    "utility",
 )
 
 
@@ -58,7 +67,7 @@ class EdgeAIGCEnv(EnvBase):
         self.generator = torch.Generator(device=device)
         self._make_specs()
         self._set_seed(seed)
-        self._start(None)
+        self._world, self._memory = self._fresh()
 
     # -- TorchRL's interface
 
@@ -103,7 +112,11 @@ class EdgeAIGCEnv(EnvBase):
 
     def _reset(self, tensordict: TensorDictBase | None = None, **_: Any) -> TensorDict:
         asked = None if tensordict is None else tensordict.get("_reset", None)
-        self._start(None if asked is None else asked.reshape(-1))
+        world, memory = self._fresh()
+        if asked is not None:
+            world = torch.where(asked.reshape(-1), world, self._world)
+            memory = torch.where(asked.reshape(-1), memory, self._memory)
+        self._world, self._memory = world, memory
         out = {"cells": self.observe(), "frame_start": self._frame_start()}
         return TensorDict(out, batch_size=self.batch_size, device=self.device)
 
@@ -139,8 +152,8 @@ class EdgeAIGCEnv(EnvBase):
         """The cells' current observation [N, B], as after a reset, without moving the worlds."""
         return self._group(self._observation(self.observation_spec["cells", "served"].zero()))
 
-    def _start(self, chosen: Tensor | None) -> None:
-        """Begin new episodes in all worlds, or in those of `chosen` [N]."""
+    def _fresh(self) -> tuple[TensorDict, TensorDict]:
+        """New worlds, and what the environment remembers of them."""
         s, n = self.scenario, self.batch_size[0]
         world = initial_state(s, n, self.generator)
         memory = TensorDict(
@@ -154,10 +167,7 @@ class EdgeAIGCEnv(EnvBase):
             batch_size=[n],
             device=self.device,
         )
-        if chosen is not None:
-            world = torch.where(chosen, world, self._world)
-            memory = torch.where(chosen, memory, self._memory)
-        self._world, self._memory = world, memory
+        return world, memory
 
     def _serve(self, asked_cache: Tensor, raw: Tensor) -> tuple[TensorDict, dict[str, Tensor]]:
         """Latch the cache at a frame's start, amend the allocation, serve the slot and reckon its rewards."""

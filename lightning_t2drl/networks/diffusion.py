@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 
+class Trunk(Protocol):
+    """What a denoiser or plain actor network offers: the swap-in point for an architecture of one's own."""
+
+    def context(self, state: Tensor) -> Any:
+        """What the state contributes, evaluated once per chain."""
+
+    def __call__(self, context: Any, x: Tensor | None, step: int) -> Tensor:
+        """Tanh output [*, U, 2] for the noisy action `x` [*, U, 2] at `step` (from 0); `x` is None without a chain."""
+
+
 def vp_betas(steps: int, beta_min: float, beta_max: float) -> Tensor:
-    """Discretised variance-preserving schedule: beta_i = 1 - exp(-beta_min/I - (2i-1)/(2 I^2) (beta_max - beta_min)); [I]."""
+    """Variance-preserving schedule: beta_i = 1 - exp(-beta_min/I - (2i-1)/(2 I^2) (beta_max - beta_min)); [I]."""
     i = torch.arange(1, steps + 1, dtype=torch.float64)
     return 1 - torch.exp(-beta_min / steps - (2 * i - 1) / (2 * steps**2) * (beta_max - beta_min))
 
@@ -25,8 +36,8 @@ def posterior_coefficients(betas: Tensor, prediction: str) -> list[tuple[float, 
     """Per step i = 1..I the (c_x, c_p, c_z) of x_{i-1} = c_x x_i + c_p prediction + c_z z.
 
     With phi_i = 1 - beta_i and phibar_i their running product: for `epsilon`
-    x_{i-1} = (x_i - (1-phi_i)/sqrt(1-phibar_i) eps)/sqrt(phi_i) + sqrt(betabar_i) z, and for `sample` (the network predicts
-    x_0) the mean of q(x_{i-1} | x_i, x_0); betabar_i = (1-phibar_{i-1})/(1-phibar_i) beta_i, 0 at i = 1.
+    x_{i-1} = (x_i - (1-phi_i)/sqrt(1-phibar_i) eps)/sqrt(phi_i) + sqrt(betabar_i) z, and for `sample` (the network
+    predicts x_0) the mean of q(x_{i-1} | x_i, x_0); betabar_i = (1-phibar_{i-1})/(1-phibar_i) beta_i, 0 at i = 1.
     """
     phi = 1 - betas.double()
     phibar = phi.cumprod(0)
@@ -45,7 +56,7 @@ class DiffusionActor(nn.Module):
     """x_I ~ N(0, I) denoised in I steps to an action, trained end to end by the critic's gradient.
 
     Args:
-        trunk: a network with `context(state)`, evaluated once per chain, and `forward(context, x, step)` -> tanh output.
+        trunk: a network with `context(state)`, evaluated once per chain, and `forward(context, x, step)`, see `Trunk`.
         steps: I.
         schedule: `vp` or `linear`, with `beta_min` and `beta_max`.
         prediction: what the trunk's output means, `epsilon` (published) or `sample` (x_0).
@@ -58,8 +69,6 @@ class DiffusionActor(nn.Module):
         self.trunk = trunk
         self.steps = steps
         self.coefficients = posterior_coefficients(SCHEDULES[schedule](steps, beta_min, beta_max), prediction)
-        # Predicted noise leaves x_0 unbounded; a clamp to [-1, 1] would have no gradient outside and freeze there.
-        self.squashes = prediction == "epsilon"
 
     def forward(self, state: Tensor, noise: Tensor) -> Tensor:
         """One action per state.
@@ -69,18 +78,19 @@ class DiffusionActor(nn.Module):
             noise: [I, *, U, 2], standard normal: x_I, then z for the steps I..2 (the last step adds none).
 
         Returns:
-            x_0, [*, U, 2] in [-1, 1]; for `epsilon` by a final tanh.
+            x_0, [*, U, 2]; within [-1, 1] for `sample`, unbounded for `epsilon`.
         """
-        context = self.trunk.context(state)
+        trunk: Trunk = self.trunk  # type: ignore[assignment]
+        context = trunk.context(state)
         x = noise[0]
         for i in range(self.steps, 0, -1):
             on_x, on_prediction, on_noise = self.coefficients[i - 1]
-            mean = self.trunk(context, x, i - 1) * on_prediction
+            mean = trunk(context, x, i - 1) * on_prediction
             if i > 1:
                 x = mean.add(x, alpha=on_x).add_(noise[self.steps - i + 1], alpha=on_noise)
             else:
                 x = mean.add(x, alpha=on_x) if on_x else mean
-        return x.tanh() if self.squashes else x
+        return x
 
 
 class DirectActor(nn.Module):
@@ -94,6 +104,5 @@ class DirectActor(nn.Module):
 
     def forward(self, state: Tensor, noise: Tensor | None = None) -> Tensor:
         """The action for states [*, S]: [*, U, 2] in [-1, 1]; `noise` is not used."""
-        return self.trunk(self.trunk.context(state), None, 0)
-
-
+        trunk: Trunk = self.trunk  # type: ignore[assignment]
+        return trunk(trunk.context(state), None, 0)

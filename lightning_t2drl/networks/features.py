@@ -80,7 +80,9 @@ class UserFeatures:
         link = access_time(scenario, observation["gain"], observation["input_bits"], observation["output_bits"])
         link = link / scenario.deadline
         miss = attached & ~hit
-        payload = (observation["input_bits"] + observation["output_bits"]) / (scenario.backhaul_rate * scenario.deadline)
+        payload = (observation["input_bits"] + observation["output_bits"]) / (
+            scenario.backhaul_rate * scenario.deadline
+        )
         backhaul = payload * miss * miss.sum(-1, keepdim=True)
         full = scenario.full_steps[request]
         slack = 1 - service.generation_delay(scenario, request, full) / scenario.deadline - backhaul

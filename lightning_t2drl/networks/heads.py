@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from lightning_t2drl.system import amend_allocation, raw_from_shares
+
+
+class Head(Protocol):
+    """From an actor's output to feasible shares."""
+
+    def __call__(self, output: Tensor, hit: Tensor, attached: Tensor, full_share: Tensor) -> Tensor:
+        """Shares [*, U, 2] from output [*, U, 2], flags [*, U] and `full_share` [*, U], A3 / L of each user's model."""
 
 
 class TanhHead:
@@ -15,7 +25,6 @@ class TanhHead:
         """`scale` is of no use here: the amender's scaling already makes shares relative."""
 
     def __call__(self, output: Tensor, hit: Tensor, attached: Tensor, full_share: Tensor) -> Tensor:
-        """Shares [*, U, 2]."""
         return amend_allocation(output, hit, attached)
 
 
@@ -31,7 +40,6 @@ class SoftmaxHead:
         self.scale = scale
 
     def __call__(self, output: Tensor, hit: Tensor, attached: Tensor, full_share: Tensor) -> Tensor:
-        """Shares [*, U, 2]; `full_share` [*, U] is A3 / L of each user's model."""
         logit = output[..., 0]
         count = attached.sum(-1, keepdim=True).clamp_min(1)
         logit = self.scale * (logit - (logit * attached).sum(-1, keepdim=True) / count)
@@ -40,4 +48,4 @@ class SoftmaxHead:
         return amend_allocation(raw_from_shares(torch.stack((bandwidth, steps), -1)), hit, attached)
 
 
-HEADS = {"tanh": TanhHead, "softmax": SoftmaxHead}
+HEADS: dict[str, Callable[[float], Head]] = {"tanh": TanhHead, "softmax": SoftmaxHead}

@@ -63,7 +63,7 @@ class MLPTrunk(nn.Module):
         return self.from_state(split_state(state, self.users)[-1])
 
     def forward(self, context: Tensor, x: Tensor | None, step: int) -> Tensor:
-        """tanh output [*, U, 2]; `x` [*, U, 2] is the noisy action, `step` counts from 0."""
+        """Tanh output [*, U, 2]; `x` [*, U, 2] is the noisy action, `step` counts from 0."""
         if x is not None and self.from_action is not None and self.from_step is not None:
             context = context + self.from_action(x.flatten(-2)) + self.from_step[step]
         return self.out(self.body(context)).tanh().unflatten(-1, (self.users, 2))

@@ -89,7 +89,7 @@ class CacheQNetwork(nn.Module):
 
 
 class ModelValueNetwork(nn.Module):
-    """One value per model and a base value: Q(s, c) = v_0(s) + sum_m c_m v_m(s), so that the best cache is a knapsack."""
+    """Q(s, c) = v_0(s) + sum_m c_m v_m(s): a value per model, so that the best cache is a knapsack."""
 
     Config = QConfig
 

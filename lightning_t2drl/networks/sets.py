@@ -78,7 +78,7 @@ class SetTrunk(nn.Module):
         return self.from_context(h), weight
 
     def forward(self, context: tuple[Tensor, Tensor], x: Tensor | None, step: int) -> Tensor:
-        """tanh output [*, U, 2]; `x` [*, U, 2] is the noisy action, `step` counts from 0."""
+        """Tanh output [*, U, 2]; `x` [*, U, 2] is the noisy action, `step` counts from 0."""
         h, weight = context
         if x is not None and self.from_action is not None and self.from_others is not None:
             others = self.from_others((x * weight).sum(-2, keepdim=True))

@@ -18,7 +18,9 @@ SHOWN = (
 
 def schemes_table(results: dict[str, Any]) -> Table:
     """One row per scheme, mean and standard error over the episodes."""
-    title = f"{results['episodes']} episodes on env={results['scenario']}, seed {results['seed']} (mean ± standard error)"
+    title = (
+        f"{results['episodes']} episodes on env={results['scenario']}, seed {results['seed']} (mean ± standard error)"
+    )
     table = Table(title=title, title_justify="left")
     table.add_column("scheme")
     for _, label, _ in SHOWN:

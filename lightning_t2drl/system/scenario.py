@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from lightning_t2drl.errors import UserError
@@ -131,7 +131,7 @@ class Scenario:
 
     def to(self, device: torch.device | str) -> Scenario:
         """The same scenario with its tensors on `device`."""
-        moved = {
+        moved: dict[str, Any] = {
             f.name: value.to(device) for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)
         }
         return dataclasses.replace(self, **moved)
@@ -139,7 +139,10 @@ class Scenario:
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists: what a checkpoint and a comparison hold."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {k: v.tolist() if isinstance(v, Tensor) else list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return {
+            k: v.tolist() if isinstance(v, Tensor) else list(v) if isinstance(v, tuple) else v
+            for k, v in values.items()
+        }
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Scenario) and self.as_dict() == other.as_dict()
@@ -182,16 +185,18 @@ def load_scenario(name: str = "paper", **overrides: Any) -> Scenario:
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml") if not p.stem.startswith("_")))
         raise UserError(f"env={name}: no such scenario; there are {known}")
     values: dict[str, Any] = {}
-    for key, value in overrides.items():
-        value = value.tolist() if isinstance(value, Tensor) else value
+    for key, given in overrides.items():
+        value: Any = given.tolist() if isinstance(given, Tensor) else given
         if key in _SI_OVERRIDES:
             key, factor = _SI_OVERRIDES[key]
-            value = [v * factor for v in value] if isinstance(value, (list, tuple)) else value * factor
+            scaled = [v * factor for v in value] if isinstance(value, (list, tuple)) else value * factor
+            values[key] = scaled
+            continue
         elif key in _POWER_OVERRIDES:
             if not value > 0:
                 raise UserError(f"env.{key}: {value} is not above 0")
-            value = 10 * math.log10(value) + (0.0 if key == "rician_factor" else 30.0)
-            key = _POWER_OVERRIDES[key]
+            values[_POWER_OVERRIDES[key]] = 10 * math.log10(value) + (0.0 if key == "rician_factor" else 30.0)
+            continue
         values.update({"service": {key: value}} if key in ServiceConfig.__dataclass_fields__ else {key: value})
     keep = ScenarioConfig.__dataclass_fields__
     content = {k: v for k, v in OmegaConf.to_container(_load_env_file(path), resolve=True).items() if k in keep}  # type: ignore[union-attr]
@@ -205,6 +210,7 @@ def load_scenario(name: str = "paper", **overrides: Any) -> Scenario:
 def _load_env_file(path: Path) -> Any:
     """An env file with the one it builds on (`defaults: [paper]`), as Hydra would compose it."""
     content = OmegaConf.load(path)
+    assert isinstance(content, DictConfig)
     bases = [d for d in content.pop("defaults", []) if d != "_self_"]
     return OmegaConf.merge(*(_load_env_file(path.with_name(f"{base}.yaml")) for base in bases), content)
 
@@ -217,7 +223,11 @@ def build_scenario(config: ScenarioConfig) -> Scenario:
     """
     check = _Check(config)
     check.integers(
-        frames_per_episode=(1, 10**6), slots_per_frame=(1, 10**6), cells=(1, 1), users=(1, 10**5), ranking_seed=(0, 2**63 - 1)
+        frames_per_episode=(1, 10**6),
+        slots_per_frame=(1, 10**6),
+        cells=(1, 1),
+        users=(1, 10**5),
+        ranking_seed=(0, 2**63 - 1),
     )
     models = check.vector("model_storage_gb", minimum=0.0, exclusive=True)
     check.scalar("storage_capacity_gb", minimum=0.0, exclusive=True)
@@ -231,7 +241,9 @@ def build_scenario(config: ScenarioConfig) -> Scenario:
     if config.ranking not in ("fixed", "shuffled"):
         raise UserError(f"env.ranking: {config.ranking!r} is neither fixed nor shuffled")
     if config.popularity_observation not in ("state", "frequencies"):
-        raise UserError(f"env.popularity_observation: {config.popularity_observation!r} is neither state nor frequencies")
+        raise UserError(
+            f"env.popularity_observation: {config.popularity_observation!r} is neither state nor frequencies"
+        )
     change_every = config.slots_per_frame if config.popularity_change_every is None else config.popularity_change_every
     if change_every < 1:
         raise UserError(f"env.popularity_change_every: {change_every} is below 1 slot")
@@ -354,7 +366,7 @@ class _Check:
             values = list(value) if isinstance(value, (list, tuple)) else [value] * models
             if len(values) != models:
                 raise UserError(
-                    f"env.service.{spec.name}: {len(values)} numbers for {models} models; give one number, or one per model"
+                    f"env.service.{spec.name}: {len(values)} numbers for {models} models; give one, or one per model"
                 )
             for v in values:
                 self._number(f"service.{spec.name}", v, -1e9 if "metric" in spec.name else 0.0, 1e9, False)

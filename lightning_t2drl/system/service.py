@@ -8,7 +8,7 @@ from lightning_t2drl.system.scenario import Scenario
 
 
 def quality_score(scenario: Scenario, model: Tensor, steps: Tensor) -> Tensor:
-    """q = (TV(x) - A2) / (A4 - A2) in [0, 1]: 0 up to A1 steps, 1 from A3 on, linear between; [*]."""
+    """Q = (TV(x) - A2) / (A4 - A2) in [0, 1]: 0 up to A1 steps, 1 from A3 on, linear between; [*]."""
     floor, full = scenario.floor_steps[model], scenario.full_steps[model]
     return ((steps - floor) / (full - floor)).clamp(0.0, 1.0)
 

@@ -54,7 +54,9 @@ def advance(scenario: Scenario, state: TensorDict, noise: tuple[Tensor, Tensor])
     """The worlds one slot later: users move, popularity may change, new requests come, fading is drawn anew."""
     uniform, normal = noise
     slot = state["slot"] + 1
-    jump = inverse_cdf(scenario.popularity_transition[state["popularity"]], uniform[:, : scenario.cells, None]).squeeze(-1)
+    jump = inverse_cdf(scenario.popularity_transition[state["popularity"]], uniform[:, : scenario.cells, None]).squeeze(
+        -1
+    )
     changes = (slot % scenario.popularity_change_every == 0).unsqueeze(-1)
     popularity = torch.where(changes, jump, state["popularity"])
     position, velocity, mean_velocity = move(
@@ -74,7 +76,7 @@ def advance(scenario: Scenario, state: TensorDict, noise: tuple[Tensor, Tensor])
 def _new_slot(
     scenario: Scenario, popularity: Tensor, position: Tensor, uniform: Tensor, normal: Tensor
 ) -> dict[str, Tensor]:
-    """One slot's demand and channel as each cell sees them, [N, B, U]: request, input_bits, output_bits, gain, attached.
+    """One slot's demand and channel as each cell sees them, [N, B, U] by name.
 
     Every user is attached to the one cell (B = 1); the cell dimension is there for all that follows.
     """

@@ -1,0 +1,202 @@
+"""DDPG and D3PG losses against TorchRL's DDPGLoss, and what targets, exploration and heads promise."""
+
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torchrl.objectives import DDPGLoss
+
+from lightning_t2drl.allocators.d3pg import D3PGAllocator, D3PGConfig
+from lightning_t2drl.allocators.ddpg import DDPGAllocator
+from lightning_t2drl.envs import EdgeAIGCEnv
+from lightning_t2drl.networks.heads import SoftmaxHead
+from lightning_t2drl.registry import build
+from lightning_t2drl.system import amend_allocation, load_scenario
+from lightning_t2drl.system.serving import hits
+
+SET = {
+    "actor": {"_target_": "lightning_t2drl.networks.sets.SetTrunk"},
+    "critic": {"_target_": "lightning_t2drl.networks.sets.SetCritic"},
+    "head": "softmax",
+}
+PATHS = {
+    "ddpg": "lightning_t2drl.allocators.ddpg.DDPGAllocator",
+    "d3pg": "lightning_t2drl.allocators.d3pg.D3PGAllocator",
+}
+
+
+def make(kind, scenario=None, **changes):
+    torch.manual_seed(0)
+    return build({"_target_": PATHS[kind], **changes}, scenario or load_scenario("paper", users=4))
+
+
+def batch_for(allocator, size=16):
+    env = EdgeAIGCEnv(allocator.scenario, size, seed=3)
+    cells = env.observe()
+    cache = cells["cache"].clone()
+    cache[..., :3] = True
+    cells["cache"] = cache
+    state = allocator.state(cells)
+    raw = allocator.act(state, explore=True)
+    following = env.play(cache, raw)
+    shares = amend_allocation(raw, hits(cache, cells["request"]), cells["attached"])
+    fields = allocator.transition(state, shares, following["served"], allocator.state(following))
+    return {name: value.flatten(0, 1) for name, value in fields.items()}
+
+
+@pytest.mark.parametrize("kind", ["ddpg", "d3pg"])
+def test_losses_equal_torchrl(kind):
+    allocator = make(kind, prediction="sample") if kind == "d3pg" else make(kind)
+    for target, online in ((allocator.target_actor, allocator.actor), (allocator.target_critics, allocator.critics)):
+        for a, b in zip(target.parameters(), online.parameters(), strict=True):
+            a.data.copy_(b.data + 0.05 * torch.randn_like(b))  # targets that differ from the networks
+    batch = batch_for(allocator)
+    noise = allocator.draw_noise((16,))
+    next_noise = allocator.draw_noise((16,))
+
+    class Actor(torch.nn.Module):
+        """The chain, head and amender as one function of the state, with the noise passed along in the state."""
+
+        def __init__(self, actor):
+            super().__init__()
+            self.actor = actor
+
+        def forward(self, state, chain):
+            return allocator.shares(self.actor, state, chain.movedim(0, -1).movedim(-1, 0)).flatten(-2)
+
+    class Value(torch.nn.Module):
+        def __init__(self, critics):
+            super().__init__()
+            self.critics = critics
+
+        def forward(self, state, action):
+            return self.critics[0](state, action.unflatten(-1, (-1, 2)))
+
+    # TorchRL wants batch-first keys: the chain's noise travels as [b, I, U, 2].
+    class ActorBatchFirst(Actor):
+        def forward(self, state, chain):
+            return allocator.shares(self.actor, state, chain.movedim(1, 0)).flatten(-2)
+
+    loss = DDPGLoss(
+        TensorDictModule(ActorBatchFirst(allocator.actor), ["state", "chain"], ["action"]),
+        TensorDictModule(Value(allocator.critics), ["state", "action"], ["state_action_value"]),
+        loss_function="l2",
+        delay_actor=True,
+        delay_value=True,
+    )
+    loss.make_value_estimator(loss.default_value_estimator, gamma=allocator.config.discount)
+    targets = [*allocator.target_actor.parameters(), *allocator.target_critics.parameters()]
+    theirs = [
+        *loss.target_actor_network_params.flatten_keys(".").values(),
+        *loss.target_value_network_params.flatten_keys(".").values(),
+    ]
+    named = dict(allocator.target_actor.named_parameters(prefix="module.actor"))
+    named |= dict(allocator.target_critics.named_parameters(prefix="module.critics"))
+    for group in (loss.target_actor_network_params, loss.target_value_network_params):
+        for name, value in group.flatten_keys(".").items():
+            value.data.copy_(named[name].data)
+    assert len(targets) == len(theirs)
+    done = torch.zeros(16, 1, dtype=torch.bool)
+    data = TensorDict(
+        {
+            "state": batch["state"],
+            "chain": noise.movedim(0, 1),
+            "action": batch["shares"],
+            "next": {
+                "state": batch["next_state"],
+                "chain": next_noise.movedim(0, 1),
+                "reward": batch["reward"],
+                "done": done,
+                "terminated": done,
+            },
+        },
+        batch_size=[16],
+    )
+    expected = loss(data)
+    allocator.draw_noise = lambda shape: next_noise
+    target = allocator.target(batch)
+    critic_loss = allocator.critic_loss(batch["state"], batch["shares"].unflatten(-1, (-1, 2)), target)
+    actor_loss = allocator.actor_loss(batch["state"], noise)
+    torch.testing.assert_close(critic_loss, expected["loss_value"], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(actor_loss, expected["loss_actor"], rtol=1e-5, atol=1e-7)
+
+
+def test_actor_gradient_reaches_every_step_and_only_the_actor():
+    allocator = make("d3pg", **SET, prediction="sample", critics=2)
+    batch = batch_for(allocator)
+    loss = allocator.actor_loss(batch["state"], allocator.draw_noise((16,)))
+    loss.backward(inputs=list(allocator.actor.parameters()))
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in allocator.actor.parameters())
+    assert allocator.actor.trunk.from_step.grad.abs().sum(-1).min() > 0
+    assert all(p.grad is None for p in allocator.critics.parameters())
+
+
+def test_polyak_update():
+    allocator = make("ddpg", target_rate=0.25)
+    online, target = allocator.critics[0].out.bias, allocator.target_critics[0].out.bias
+    with torch.no_grad():
+        online.fill_(1.0), target.fill_(0.0)
+    allocator.update_targets()
+    assert target.item() == pytest.approx(0.25)
+
+
+def test_myopic_discount_keeps_no_targets_and_learns_the_reward():
+    allocator = make("d3pg", **SET, discount=0.0, prediction="sample")
+    batch = batch_for(allocator)
+    assert not hasattr(allocator, "target_actor") and "next_state" not in allocator.transition_fields()
+    assert torch.equal(allocator.target(batch), batch["reward"])
+    assert batch["reward"].shape == (16, 4)
+
+
+def test_saturation_penalty_acts_outside_the_unit_box_only():
+    allocator = make("d3pg", saturation_penalty=10.0)
+    batch = batch_for(allocator)
+    noise = allocator.draw_noise((16,))
+    output = allocator.actor(batch["state"], noise)
+    expected = 10 * (output.abs() - 1).clamp_min(0).square().mean()
+    value = allocator.value(allocator.critics, batch["state"], allocator.to_shares(batch["state"], output)).mean()
+    torch.testing.assert_close(allocator.actor_loss(batch["state"], noise), expected - value)
+
+
+def test_softmax_head_is_centred_and_asks_for_no_more_than_full_quality():
+    head = SoftmaxHead(3.0)
+    hit = torch.tensor([[True, True, False]])
+    attached = torch.ones(1, 3, dtype=torch.bool)
+    full = torch.full((1, 3), 0.17)
+    output = torch.tensor([[[0.3, 1.0], [-0.2, -1.0], [0.5, 1.0]]])
+    shares = head(output, hit, attached, full)
+    shifted = head(output + torch.tensor([0.4, 0.0]), hit, attached, full)
+    torch.testing.assert_close(shares[..., 0], shifted[..., 0])
+    torch.testing.assert_close(shares[..., 0], (3 * output[..., 0]).softmax(-1))
+    assert shares[0, :, 1].tolist() == pytest.approx([0.17, 0.0, 0.0])
+
+
+def test_best_of_many_samples_is_the_critics_choice():
+    allocator = make("d3pg", **SET, prediction="sample", decision_samples=16)
+    single = make("d3pg", **SET, prediction="sample", decision_samples=1)
+    single.load_state_dict(allocator.state_dict())
+    state = batch_for(allocator)["state"]
+
+    def value(policy):
+        policy.seed(5)
+        shares = (policy.act(state) + 1) / 2
+        return policy.value(policy.critics, state, shares).mean()
+
+    assert value(allocator) > value(single)
+
+
+def test_same_seed_same_decisions_and_state_of_the_generator_is_restored():
+    allocator = make("d3pg")
+    state = batch_for(allocator)["state"]
+    allocator.seed(1, "a")
+    saved = allocator.extra_state()
+    first, second = allocator.act(state, explore=True), allocator.act(state, explore=True)
+    assert not torch.equal(first, second)
+    allocator.load_extra_state(saved)
+    assert torch.equal(allocator.act(state, explore=True), first)
+
+
+def test_config_defaults_name_the_published_form():
+    config = D3PGConfig()
+    assert (config.prediction, config.discount, config.target_rate, config.critics) == ("epsilon", 0.99, 0.005, 1)
+    assert issubclass(D3PGAllocator, object) and DDPGAllocator.learns

@@ -1,0 +1,142 @@
+"""The DDQN against TorchRL's DQNLoss, a known optimum, and the knapsack against brute force."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tensordict import TensorDict
+from torchrl.data import OneHot
+from torchrl.modules import QValueActor
+from torchrl.objectives import DQNLoss
+
+from lightning_t2drl.cachers.knapsack import knapsack
+from lightning_t2drl.envs import EdgeAIGCEnv
+from lightning_t2drl.errors import UserError
+from lightning_t2drl.registry import build
+from lightning_t2drl.system import load_scenario
+from lightning_t2drl.system.caching import all_caches, fits
+
+DDQN = "lightning_t2drl.cachers.ddqn.DDQNCacher"
+KNAPSACK = "lightning_t2drl.cachers.knapsack.KnapsackCacher"
+TINY = {"model_storage_gb": [5.0, 4.0, 3.0, 2.0], "storage_capacity_gb": 7.0, "users": 3}
+
+
+def make(target=DDQN, scenario=None, **config):
+    torch.manual_seed(0)
+    return build({"_target_": target, **config}, scenario or load_scenario("paper", **TINY))
+
+
+def random_batch(cacher, size=32):
+    generator = torch.Generator().manual_seed(1)
+    caches = cacher.random_cache((size,))
+    states = torch.eye(3)[torch.randint(3, (2, size), generator=generator)]
+    reward = torch.randn(size, 1, generator=generator)
+    return {"state": states[0], "next_state": states[1], "cache": caches.float(), "reward": reward}
+
+
+def test_loss_equals_torchrl_double_dqn():
+    cacher = make(discount=0.7)
+    with torch.no_grad():
+        for p in cacher.target_network.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    batch = random_batch(cacher)
+    actions = len(cacher.subsets)
+    actor = QValueActor(module=cacher.network.body, spec=OneHot(actions), in_keys=["state"], action_space="one_hot")
+    loss = DQNLoss(actor, action_space="one_hot", loss_function="l2", delay_value=True, double_dqn=True)
+    loss.make_value_estimator(loss.default_value_estimator, gamma=0.7)
+    theirs = loss.target_value_network_params.flatten_keys(".")
+    for name, value in cacher.target_network.body.named_parameters():
+        theirs[
+            next(key for key in ("module.0.module." + name, "module.0." + name) if key in set(theirs.keys()))
+        ].data.copy_(value)
+    chosen = cacher.network.place[(batch["cache"].bool() * cacher.network.bits).sum(-1)]
+    done = torch.zeros(32, 1, dtype=torch.bool)
+    data = TensorDict(
+        {
+            "state": batch["state"],
+            "action": torch.nn.functional.one_hot(chosen, actions),
+            "next": {"state": batch["next_state"], "reward": batch["reward"], "done": done, "terminated": done},
+        },
+        batch_size=[32],
+    )
+    ours = cacher.loss(batch["state"], batch["cache"] > 0.5, cacher.target(batch))
+    torch.testing.assert_close(ours, loss(data)["loss"], rtol=1e-5, atol=1e-7)
+
+
+def train_on(cacher, reward_of, updates=1500):
+    """Fit a cacher on random caches whose reward is a known function of state and cache."""
+    optimizers = cacher.optimizers_by_name()
+
+    def optimise(name, loss):
+        optimizers[name].zero_grad()
+        loss.backward()
+        optimizers[name].step()
+
+    for _ in range(updates):
+        batch = random_batch(cacher, 64)
+        batch["reward"] = reward_of(batch["state"], batch["cache"]).unsqueeze(-1)
+        batch["reward"] += 0.05 * torch.randn(batch["reward"].shape)
+        cacher.update(batch, optimise)
+
+
+@pytest.mark.parametrize(
+    ("target", "network"),
+    [(DDQN, "MLPQNetwork"), (DDQN, "CacheQNetwork"), (KNAPSACK, "ModelValueNetwork")],
+)
+def test_finds_the_known_best_cache_of_every_state(target, network):
+    scenario = load_scenario("paper", **TINY)
+    config = {"network": {"_target_": f"lightning_t2drl.networks.q.{network}"}, "discount": 0.3, "target_every": 50}
+    cacher = make(target, scenario, **config)
+    worth = torch.tensor([[0.9, 0.5, 0.3, 0.1], [0.1, 0.2, 0.6, 0.3], [0.0, 0.8, 0.7, 0.2]])
+    train_on(cacher, lambda state, cache: ((state @ worth) * cache).sum(-1))
+    subsets, feasible = all_caches(scenario)
+    subsets = subsets[feasible]
+    best = subsets[(worth @ subsets.T.float()).argmax(-1)]
+    decided = cacher.best(cacher.network, torch.eye(3))
+    assert torch.equal(decided, best)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 7), st.integers(1, 12), st.integers(0, 10_000))
+def test_knapsack_is_optimal(models, capacity, seed):
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(3, models, generator=generator)
+    sizes = torch.randint(1, 8, (models,), generator=generator)
+    chosen = knapsack(values, sizes, capacity)
+    assert ((chosen * sizes).sum(-1) <= capacity).all()
+    subsets = torch.tensor(list(itertools.product([0, 1], repeat=models)))
+    ok = subsets[(subsets * sizes).sum(-1) <= capacity].float()
+    torch.testing.assert_close((values * chosen).sum(-1), (values @ ok.T).max(-1).values)
+
+
+def test_knapsack_cacher_serves_catalogues_that_the_ddqn_refuses():
+    sizes = [1.0 + 0.1 * m for m in range(50)]
+    scenario = load_scenario("paper", model_storage_gb=sizes, storage_capacity_gb=30.0)
+    with pytest.raises(UserError, match="knapsack"):
+        make(DDQN, scenario)
+    cacher = make(KNAPSACK, scenario)
+    cells = EdgeAIGCEnv(scenario, 4).observe()
+    for explore in (False, True):
+        assert fits(scenario, cacher.decide(cells, explore=explore)).all()
+
+
+def test_epsilon_falls_linearly_and_exploration_stays_feasible():
+    cacher = make(epsilon=1.0, epsilon_end=0.1, epsilon_fraction=0.5)
+    for progress, expected in ((0.0, 1.0), (0.25, 0.55), (0.5, 0.1), (1.0, 0.1)):
+        cacher.progress = progress
+        assert cacher.epsilon == pytest.approx(expected)
+    cells = EdgeAIGCEnv(cacher.scenario, 200).observe()
+    cacher.progress = 0.0
+    decided = cacher.decide(cells, explore=True)
+    assert fits(cacher.scenario, decided).all()
+    assert len(decided.flatten(0, 1).unique(dim=0)) == len(cacher.subsets)
+
+
+def test_penalty_variant_offers_everything_and_charges_for_what_does_not_fit():
+    cacher = make(infeasible="penalty", infeasible_penalty=0.7)
+    assert len(cacher.subsets) == 2**4
+    asked = torch.tensor([[True, True, False, False], [True, False, False, True]])
+    reward = cacher.reward(torch.ones(2, 1), asked)
+    assert reward.flatten().tolist() == pytest.approx([0.3, 1.0])

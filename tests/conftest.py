@@ -1,0 +1,104 @@
+"""Settings for every test, and runs of the real entry points in this process."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_t2drl.cli import quiet_libraries, run
+from lightning_t2drl.config import EvaluateConfig, TrainConfig
+from lightning_t2drl.evaluating import run_evaluation
+from lightning_t2drl.training import train
+
+ROOT = Path(__file__).resolve().parents[1]
+
+TINY = [
+    "frames=6",
+    "env.num_envs=4",
+    "env.frames_per_episode=2",
+    "env.slots_per_frame=3",
+    "loop.slot_warmup=12",
+    "loop.frame_warmup=4",
+    "loop.slot_batch_size=8",
+    "loop.frame_batch_size=8",
+    "loop.slot_capacity=40",
+    "loop.frame_capacity=30",
+    "loop.log_every_n_frames=1",
+    "checkpoint.every_n_frames=2",
+    "evaluation.every_n_frames=2",
+    "evaluation.episodes=2",
+    "evaluation.final_episodes=0",
+    "progress_bar=false",
+    "figures=false",
+]
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    quiet_libraries()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def run_train():
+    """`train.py` in this process on a tiny world: run_train("experiment=t2drl", output_dir=...)."""
+
+    def go(*overrides, **keys):
+        return run("train", TrainConfig, train, [*TINY, *overrides, *(f"{k}={v}" for k, v in keys.items())])
+
+    return go
+
+
+@pytest.fixture
+def run_evaluate():
+    """`evaluate.py` in this process."""
+
+    def go(*overrides, **keys):
+        arguments = ["progress_bar=false", *overrides, *(f"{k}={v}" for k, v in keys.items())]
+        return run("evaluate", EvaluateConfig, run_evaluation, arguments)
+
+    return go
+
+
+def differences(a, b, path=""):
+    """Where two checkpoints' contents differ, bit for bit."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [f"{path}/{key}" for key in a.keys() ^ b.keys()]
+        return keys + [d for key in a.keys() & b.keys() for d in differences(a[key], b[key], f"{path}/{key}")]
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        if len(a) != len(b):
+            return [path]
+        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{path}/{i}")]
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return [] if a.dtype == b.dtype and torch.equal(a, b) else [path]
+    return [] if a == b else [path]
+
+
+@pytest.fixture
+def same_run():
+    """Assert that two output directories hold the same run: last checkpoint bit for bit, CSV files but for times."""
+    import pandas as pd
+
+    from lightning_t2drl.checkpoints import in_order, load_checkpoint
+    from lightning_t2drl.run_state import KEY
+
+    def check(first, second):
+        one, two = (load_checkpoint(in_order(Path(d) / "checkpoints")[-1]) for d in (first, second))
+        for checkpoint in (one, two):
+            for key in ("output_dir", "resume"):
+                checkpoint[KEY]["config"].pop(key)
+        assert differences(one, two) == []
+        for file in ("metrics.csv", "evaluations.csv"):
+            a, b = (
+                pd.read_csv(Path(d) / file).drop(columns="slots_per_second", errors="ignore") for d in (first, second)
+            )
+            pd.testing.assert_frame_equal(a, b, check_exact=True)
+            assert a["frame"].is_unique and a["frame"].is_monotonic_increasing
+
+    return check
