@@ -41,6 +41,8 @@ HYDRA_FLAGS = (
     "-sc",
 )
 
+HELD_BACK = ("env.", "cacher.", "allocator.")
+
 
 def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
     """The composed configuration.
@@ -77,8 +79,13 @@ def quiet_libraries() -> None:
 
 
 def run(config_name: str, schema: type, job: Job, overrides: list[str]) -> Any:
-    """Compose, check and run, in this process. Raises what went wrong; `entry_point` is the one that prints."""
-    raw = compose_config(config_name, overrides)
+    """Compose, check and run, in this process. Raises what went wrong; `entry_point` is the one that prints.
+
+    With `checkpoint=`, what is said of env, cacher and allocator key by key changes the checkpoint's config, not the
+    one composed here: the job applies it.
+    """
+    held_back = HELD_BACK if any(o.startswith("checkpoint=") for o in overrides) else ()
+    raw = compose_config(config_name, [o for o in overrides if not o.startswith(held_back)])
     return job(strict(schema, raw), raw, overrides)
 
 

@@ -84,30 +84,35 @@ def load_policies(
         UserError: the changed config does not fit the parameters, such as a flat network for another number of users.
     """
     stored = checkpoint[KEY]["config"]
-    sections = {name: _section(name, stored[name], raw, overrides) for name in SECTIONS}
+    replaced = [name for name in SECTIONS if any(o.startswith(f"{name}=") for o in overrides)]
+    sections: dict[str, Any] = {
+        name: OmegaConf.to_container(raw[name], resolve=True)
+        if name in replaced
+        else _amended(name, stored[name], overrides)
+        for name in SECTIONS
+    }
     env = typed(EnvConfig, sections["env"], "env")
     scenario, cacher, allocator = build_policies(env, sections["cacher"], sections["allocator"])
-    for prefix, policy in (("cacher.", cacher), ("allocator.", allocator)):
-        parameters = {
-            key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)
-        }
+    for name, policy in (("cacher", cacher), ("allocator", allocator)):
+        if name in replaced:
+            continue
+        prefix = f"{name}."
+        parameters = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
         try:
             policy.load_state_dict(parameters)
         except RuntimeError as error:
-            detail = str(error).splitlines()[1].strip() if len(str(error).splitlines()) > 1 else str(error)
+            detail = str(error).splitlines()[1].strip()[:160]
             raise UserError(
-                f"checkpoint: {path} does not fit the changed config ({detail}); "
-                "only set networks serve other numbers of users"
+                f"checkpoint: {path} does not fit the changed config; only set networks serve other numbers of users, "
+                f"and a cacher is bound to its models and popularity states ({detail})"
             ) from None
-    return stored["name"], scenario, cacher, allocator
+    name = "+".join([stored["name"], *(_short(sections[section]) for section in replaced if section != "env")])
+    return name, scenario, cacher, allocator
 
 
-def _section(name: str, stored: Any, raw: DictConfig, overrides: list[str]) -> Any:
-    """A section of the checkpoint's config under the overrides that touch it."""
-    group = [o for o in overrides if o.lstrip("+").startswith(f"{name}=")]
-    if group:
-        return OmegaConf.to_container(raw[name], resolve=True)
-    keys = [o.lstrip("+").removeprefix(f"{name}.") for o in overrides if o.lstrip("+").startswith(f"{name}.")]
+def _amended(name: str, stored: Any, overrides: list[str]) -> Any:
+    """A section of the checkpoint's config under the overrides of its keys."""
+    keys = [o.removeprefix(f"{name}.") for o in overrides if o.startswith(f"{name}.")]
     return OmegaConf.to_container(OmegaConf.merge(stored, OmegaConf.from_dotlist(keys)), resolve=True)
 
 

@@ -28,13 +28,19 @@ class TanhHead:
         return amend_allocation(output, hit, attached)
 
 
-class SoftmaxHead:
-    """Bandwidth by a softmax over the users, steps as a demand in units of what full quality takes.
+class CompetitiveHead:
+    """Bandwidth by a softmax over the users; steps by a threshold that rises until the budget holds.
 
     The logits are `scale` times the output after subtracting its mean over the cell's users: a softmax does not
     see that mean, so without the subtraction nothing would hold it and tanh would saturate. The whole bandwidth is
-    always given out; steps beyond A3 are never asked for.
+    always given out.
+
+    Steps below A1 buy nothing, so scaling everybody down alike wastes them, and the best use of a short budget
+    serves some hits fully and others not at all. Each hit asks for A3 sigmoid(2 scale output), and where that is too
+    much one threshold theta is taken off all logits: who wants it least drops out first.
     """
+
+    HALVINGS = 12
 
     def __init__(self, scale: float) -> None:
         self.scale = scale
@@ -44,8 +50,25 @@ class SoftmaxHead:
         count = attached.sum(-1, keepdim=True).clamp_min(1)
         logit = self.scale * (logit - (logit * attached).sum(-1, keepdim=True) / count)
         bandwidth = logit.masked_fill(~attached, -1e9).softmax(-1)
-        steps = (output[..., 1] + 1) * 0.5 * full_share
+        steps = self._threshold(2 * self.scale * output[..., 1], full_share * (hit & attached))
         return amend_allocation(raw_from_shares(torch.stack((bandwidth, steps), -1)), hit, attached)
 
+    def _threshold(self, logit: Tensor, most: Tensor) -> Tensor:
+        """Most * sigmoid(logit - theta) with the least theta >= 0 at which it sums to 1 or less; [*, U]."""
+        with torch.no_grad():
+            binding = (most * logit.sigmoid()).sum(-1, keepdim=True) > 1
+            low = torch.zeros_like(logit[..., :1])
+            high = torch.full_like(low, 4 * self.scale + 8.0)
+            for _ in range(self.HALVINGS):
+                middle = (low + high) / 2
+                over = (most * (logit - middle).sigmoid()).sum(-1, keepdim=True) > 1
+                low, high = torch.where(over, middle, low), torch.where(over, high, middle)
+            theta = torch.where(binding, high, 0.0)
+        share = (logit - theta).sigmoid()
+        # One Newton step in theta, with gradient: it carries how theta moves with the logits.
+        slope = (most * share * (1 - share)).sum(-1, keepdim=True).clamp_min(1e-4)
+        theta = theta + torch.where(binding, ((most * share).sum(-1, keepdim=True) - 1) / slope.detach(), 0.0)
+        return most * (logit - theta).sigmoid()
 
-HEADS: dict[str, Callable[[float], Head]] = {"tanh": TanhHead, "softmax": SoftmaxHead}
+
+HEADS: dict[str, Callable[[float], Head]] = {"tanh": TanhHead, "competitive": CompetitiveHead}

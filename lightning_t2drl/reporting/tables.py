@@ -22,7 +22,7 @@ def schemes_table(results: dict[str, Any]) -> Table:
         f"{results['episodes']} episodes on env={results['scenario']}, seed {results['seed']} (mean ± standard error)"
     )
     table = Table(title=title, title_justify="left")
-    table.add_column("scheme")
+    table.add_column("scheme", no_wrap=True)
     for _, label, _ in SHOWN:
         table.add_column(label, justify="right")
     for name, scheme in results["schemes"].items():

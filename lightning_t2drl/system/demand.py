@@ -12,6 +12,7 @@ def stationary_distribution(transition: Tensor) -> Tensor:
     For a chain with several closed classes this is the one reached from the uniform distribution.
     """
     chain = transition.double()
+    chain = chain / chain.sum(-1, keepdim=True)  # float32 rounding, raised to a high power, would show
     average = 0.5 * (chain + torch.eye(len(chain), dtype=torch.float64, device=chain.device))  # aperiodic, same pi
     return torch.linalg.matrix_power(average, 2**20).mean(0).to(transition.dtype)
 

@@ -30,7 +30,7 @@ def initial_state(scenario: Scenario, envs: int, generator: torch.Generator) -> 
 
     Returns:
         TensorDict [N] with `slot` int64 [N] (slot of the episode), `popularity` int64 [N, B], `position`, `velocity`,
-        `mean_velocity` [N, U, 2], and the slot's demand and channel (see `_new_slot`).
+        `mean_velocity` [N, U, 2], and the slot's demand and channel (see `new_slot`).
     """
     device, users = generator.device, scenario.users
     start = torch.rand(envs, users, 3, generator=generator, device=device)
@@ -46,7 +46,7 @@ def initial_state(scenario: Scenario, envs: int, generator: torch.Generator) -> 
         "velocity": mean_velocity + scenario.speed_deviation * wander,
         "mean_velocity": mean_velocity,
     }
-    state |= _new_slot(scenario, popularity, state["position"], uniform, normal)
+    state |= new_slot(scenario, popularity, state["position"], uniform, normal)
     return TensorDict(state, batch_size=[envs], device=device)
 
 
@@ -69,11 +69,11 @@ def advance(scenario: Scenario, state: TensorDict, noise: tuple[Tensor, Tensor])
         "velocity": velocity,
         "mean_velocity": mean_velocity,
     }
-    following |= _new_slot(scenario, popularity, position, uniform, normal)
+    following |= new_slot(scenario, popularity, position, uniform, normal)
     return TensorDict(following, batch_size=state.batch_size, device=state.device)
 
 
-def _new_slot(
+def new_slot(
     scenario: Scenario, popularity: Tensor, position: Tensor, uniform: Tensor, normal: Tensor
 ) -> dict[str, Tensor]:
     """One slot's demand and channel as each cell sees them, [N, B, U] by name.

@@ -9,7 +9,7 @@ from torchrl.objectives import DDPGLoss
 from lightning_t2drl.allocators.d3pg import D3PGAllocator, D3PGConfig
 from lightning_t2drl.allocators.ddpg import DDPGAllocator
 from lightning_t2drl.envs import EdgeAIGCEnv
-from lightning_t2drl.networks.heads import SoftmaxHead
+from lightning_t2drl.networks.heads import CompetitiveHead
 from lightning_t2drl.registry import build
 from lightning_t2drl.system import amend_allocation, load_scenario
 from lightning_t2drl.system.serving import hits
@@ -17,7 +17,7 @@ from lightning_t2drl.system.serving import hits
 SET = {
     "actor": {"_target_": "lightning_t2drl.networks.sets.SetTrunk"},
     "critic": {"_target_": "lightning_t2drl.networks.sets.SetCritic"},
-    "head": "softmax",
+    "head": "competitive",
 }
 PATHS = {
     "ddpg": "lightning_t2drl.allocators.ddpg.DDPGAllocator",
@@ -158,17 +158,31 @@ def test_saturation_penalty_acts_outside_the_unit_box_only():
     torch.testing.assert_close(allocator.actor_loss(batch["state"], noise), expected - value)
 
 
-def test_softmax_head_is_centred_and_asks_for_no_more_than_full_quality():
-    head = SoftmaxHead(3.0)
+def competitive(output, hit, users=3):
+    attached = torch.ones(1, users, dtype=torch.bool)
+    return CompetitiveHead(3.0)(output, hit, attached, torch.full((1, users), 0.17))
+
+
+def test_competitive_head_is_centred_and_asks_for_no_more_than_full_quality():
     hit = torch.tensor([[True, True, False]])
-    attached = torch.ones(1, 3, dtype=torch.bool)
-    full = torch.full((1, 3), 0.17)
     output = torch.tensor([[[0.3, 1.0], [-0.2, -1.0], [0.5, 1.0]]])
-    shares = head(output, hit, attached, full)
-    shifted = head(output + torch.tensor([0.4, 0.0]), hit, attached, full)
+    shares = competitive(output, hit)
+    shifted = competitive(output + torch.tensor([0.4, 0.0]), hit)
     torch.testing.assert_close(shares[..., 0], shifted[..., 0])
     torch.testing.assert_close(shares[..., 0], (3 * output[..., 0]).softmax(-1))
-    assert shares[0, :, 1].tolist() == pytest.approx([0.17, 0.0, 0.0])
+    full = 0.17 * torch.tensor(6.0).sigmoid()
+    torch.testing.assert_close(shares[0, :, 1], torch.stack((full, 0.17 - full, torch.zeros(()))))
+
+
+def test_competitive_head_drops_the_least_wanted_when_steps_are_short():
+    hit = torch.ones(1, 8, dtype=torch.bool)
+    output = torch.stack((torch.zeros(8), torch.linspace(1, -0.2, 8)), -1).unsqueeze(0).requires_grad_()
+    steps = competitive(output, hit, users=8)[0, :, 1] / 0.17
+    assert steps.sum().item() == pytest.approx(1 / 0.17, rel=1e-3)
+    assert steps[0] > 0.99 and steps[-1] < 0.3 and (steps.diff() < 0).all()
+    # Wanting more takes from the others and leaves the sum: the gradient knows of the threshold.
+    (gradient,) = torch.autograd.grad(steps[5], output)
+    assert gradient[0, 5, 1] > 0 and (gradient[0, :, 1].sum() / gradient[0, 5, 1]).abs() < 0.02
 
 
 def test_best_of_many_samples_is_the_critics_choice():

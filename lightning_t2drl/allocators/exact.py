@@ -1,0 +1,48 @@
+"""Near-exact allocation of every slot by its dual: what the oracle does once the cache is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from lightning_t2drl.allocators.base import Allocator
+from lightning_t2drl.checks import within
+from lightning_t2drl.system import raw_from_shares
+from lightning_t2drl.system.bounds import slot_bound
+from lightning_t2drl.system.scenario import Scenario
+
+
+@dataclass
+class ExactConfig:
+    """Keys of `configs/allocator/exact.yaml`."""
+
+    _target_: str = ""
+    rounds: int = 2
+
+
+class ExactAllocator(Allocator):
+    """The feasible allocation that `slot_bound` finds; its distance from the bound is known slot by slot."""
+
+    Config = ExactConfig
+    config: ExactConfig
+
+    def __init__(self, scenario: Scenario, config: ExactConfig) -> None:
+        within("allocator", config, rounds=(0, 1000))
+        super().__init__(scenario, config)
+
+    def decide(self, observation: TensorDict, explore: bool = False) -> Tensor:
+        found = slot_bound(
+            self.scenario,
+            observation["request"],
+            observation["input_bits"],
+            observation["output_bits"],
+            observation["gain"],
+            observation["cache"],
+            observation["attached"],
+            self.config.rounds,
+        )
+        shares = torch.stack((found["bandwidth"], found["steps"] / self.scenario.step_budget), -1)
+        return raw_from_shares(shares)

@@ -1,0 +1,84 @@
+"""A genetic algorithm in every slot: the allocation half of the SCHRS benchmark."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pymoo.algorithms.soo.nonconvex.ga import GA
+from pymoo.core.problem import Problem
+from pymoo.optimize import minimize
+from tensordict import TensorDict
+from torch import Tensor
+
+from lightning_t2drl.allocators.base import Allocator
+from lightning_t2drl.checks import within
+from lightning_t2drl.system import amend_allocation, serve
+from lightning_t2drl.system.scenario import Scenario
+from lightning_t2drl.system.serving import cell_mean, hits
+
+
+@dataclass
+class GeneticConfig:
+    """Keys of `configs/allocator/genetic.yaml`."""
+
+    _target_: str = ""
+    population: int = 50
+    generations: int = 40
+
+
+class _SlotProblem(Problem):
+    """One cell's slot: raw allocations in [-1, 1]^(2U), to be minimised is the negated mean utility."""
+
+    def __init__(self, scenario: Scenario, cell: TensorDict) -> None:
+        self.scenario, self.cell, self.users = scenario, cell, scenario.users
+        super().__init__(n_var=2 * scenario.users, n_obj=1, xl=-1.0, xu=1.0)
+
+    def _evaluate(self, x: np.ndarray, out: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        raw = torch.as_tensor(x, dtype=torch.float32).unflatten(-1, (self.users, 2))
+        cell = self.cell.expand(len(raw))
+        shares = amend_allocation(raw, hits(cell["cache"], cell["request"]), cell["attached"])
+        served = serve(
+            self.scenario,
+            cell["request"],
+            cell["input_bits"],
+            cell["output_bits"],
+            cell["gain"],
+            cell["cache"],
+            bandwidth=shares[..., 0],
+            steps=shares[..., 1] * self.scenario.step_budget,
+            attached=cell["attached"],
+        )
+        out["F"] = -cell_mean(served["utility"], cell["attached"]).double().numpy()
+
+
+class GeneticAllocator(Allocator):
+    """pymoo's genetic algorithm over the raw action, evaluated by `serve` for a whole population at once.
+
+    Every slot of every world is a search of its own, so this loops over them; it runs on the CPU.
+    """
+
+    Config = GeneticConfig
+    config: GeneticConfig
+
+    def __init__(self, scenario: Scenario, config: GeneticConfig) -> None:
+        within("allocator", config, population=(2, 1e6), generations=(1, 1e6))
+        super().__init__(scenario, config)
+
+    def decide(self, observation: TensorDict, explore: bool = False) -> Tensor:
+        scenario = self.scenario.to("cpu")
+        keys = ("request", "input_bits", "output_bits", "gain", "cache", "attached")
+        cells = observation.select(*keys).to("cpu").reshape(-1)
+        seeds = torch.randint(2**31 - 1, (len(cells),), generator=self.generator, device=self.generator.device)
+        found = [self._search(scenario, cell, seed) for cell, seed in zip(cells, seeds.tolist(), strict=True)]
+        raw = torch.stack(found).reshape(*observation.batch_size, scenario.users, 2)
+        return raw.to(self.generator.device)
+
+    def _search(self, scenario: Scenario, cell: TensorDict, seed: int) -> Tensor:
+        algorithm = GA(pop_size=self.config.population)
+        result = minimize(
+            _SlotProblem(scenario, cell), algorithm, ("n_gen", self.config.generations), seed=seed, verbose=False
+        )
+        return torch.as_tensor(result.X, dtype=torch.float32).reshape(scenario.users, 2)

@@ -1,0 +1,42 @@
+"""The cache an operator would choose who knew the true popularity state and allocated exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from tensordict import TensorDict
+from torch import Tensor
+
+from lightning_t2drl.cachers.base import Cacher
+from lightning_t2drl.checks import within
+from lightning_t2drl.system.bounds import OracleCaches, oracle_caches
+from lightning_t2drl.system.scenario import Scenario
+
+
+@dataclass
+class OracleConfig:
+    """Keys of `configs/cacher/oracle.yaml`."""
+
+    _target_: str = ""
+    slots: int = 1024
+    seed: int = 0
+
+
+class OracleCacher(Cacher):
+    """The cache of highest expected utility in the true popularity state, see `oracle_caches`."""
+
+    Config = OracleConfig
+    config: OracleConfig
+
+    def __init__(self, scenario: Scenario, config: OracleConfig) -> None:
+        within("cacher", config, slots=(1, 1e6), seed=(0, 2**63 - 1))
+        super().__init__(scenario, config)
+
+    @cached_property
+    def caches(self) -> OracleCaches:
+        """Found when first needed: it takes some seconds."""
+        return oracle_caches(self.scenario, self.config.slots, self.config.seed)
+
+    def decide(self, observation: TensorDict, explore: bool = False) -> Tensor:
+        return self.caches.cache[observation["popularity_state"]]

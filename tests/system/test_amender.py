@@ -1,0 +1,64 @@
+"""Whatever a network outputs, the shares are feasible; what is feasible already stays as it is."""
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_t2drl.networks.heads import HEADS
+from lightning_t2drl.system import amend_allocation, raw_from_shares
+
+EXTREMES = (-1e30, -1.0, -0.999, 0.0, 1e-7, 0.5, 1.0, 1e30)
+
+
+@st.composite
+def decisions(draw):
+    users = draw(st.integers(1, 40))
+    raw = draw(st.lists(st.sampled_from(EXTREMES) | st.floats(-3, 3, width=32), min_size=2 * users, max_size=2 * users))
+    flags = draw(st.sampled_from(["random", "all misses", "all hits", "nobody"]))
+    attached = torch.tensor(draw(st.lists(st.booleans(), min_size=users, max_size=users)))
+    hit = torch.tensor(draw(st.lists(st.booleans(), min_size=users, max_size=users)))
+    if flags != "random":
+        attached, hit = torch.full((users,), flags != "nobody"), torch.full((users,), flags == "all hits")
+    return torch.tensor(raw).unflatten(0, (users, 2)), hit, attached
+
+
+def assert_feasible(shares, hit, attached):
+    assert torch.isfinite(shares).all()
+    assert (shares >= 0).all() and (shares.sum(-2) <= 1 + 1e-5).all()
+    assert (shares[..., 0][~attached] == 0).all()
+    assert (shares[..., 1][~(hit & attached)] == 0).all()
+
+
+@settings(max_examples=400, deadline=None)
+@given(decisions())
+def test_any_decision_becomes_feasible(decision):
+    raw, hit, attached = decision
+    assert_feasible(amend_allocation(raw, hit, attached), hit, attached)
+
+
+@settings(max_examples=200, deadline=None)
+@given(decisions(), st.sampled_from(sorted(HEADS)), st.floats(0.5, 20))
+def test_any_output_of_an_actor_becomes_feasible_through_every_head(decision, head, scale):
+    raw, hit, attached = decision
+    full_share = torch.full(hit.shape, 0.17)
+    shares = HEADS[head](scale)(raw.clamp(-2, 2), hit, attached, full_share)
+    assert_feasible(shares, hit, attached)
+    assert_feasible(amend_allocation(raw_from_shares(shares), hit, attached), hit, attached)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 20), st.integers(0, 10_000))
+def test_feasible_points_pass_unchanged(users, seed):
+    generator = torch.Generator().manual_seed(seed)
+    hit = torch.rand(users, generator=generator) < 0.5
+    attached = torch.ones(users, dtype=torch.bool)
+    shares = torch.rand(users, 2, generator=generator)
+    shares = shares / shares.sum(0) * torch.rand(2, generator=generator)
+    shares[..., 1] *= hit
+    torch.testing.assert_close(amend_allocation(raw_from_shares(shares), hit, attached), shares, rtol=1e-4, atol=1e-6)
+
+
+def test_excess_is_scaled_down_alike():
+    hit = attached = torch.tensor([True, True, True])
+    shares = amend_allocation(torch.tensor([[1.0, 1.0], [0.0, -1.0], [0.0, 0.0]]), hit, attached)
+    torch.testing.assert_close(shares, torch.tensor([[0.5, 2 / 3], [0.25, 0.0], [0.25, 1 / 3]]))

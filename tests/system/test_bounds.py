@@ -1,0 +1,150 @@
+"""The slot bound is never beaten, is close to what is achieved, and agrees with solvers where they apply."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import Bounds, LinearConstraint, milp, minimize
+
+from lightning_t2drl.system import all_caches, load_scenario, serve
+from lightning_t2drl.system.bounds import oracle_caches, slot_bound
+from lightning_t2drl.system.world import initial_state
+
+KEYS = ("request", "input_bits", "output_bits", "gain")
+
+
+def sample(scenario, count, seed=0, fade=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    world = initial_state(scenario, count, generator)
+    slot = {key: world[key][:, 0].clone() for key in KEYS}
+    deep = torch.rand(slot["gain"].shape, generator=generator) < 0.3
+    slot["gain"] = torch.where(deep, slot["gain"] * fade, slot["gain"])
+    cache = torch.rand(count, scenario.models, generator=generator) < 0.5
+    return slot, cache
+
+
+def solve(scenario, slot, cache, **more):
+    return slot_bound(scenario, *(slot[key] for key in KEYS), cache, **more)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(1, 3),
+    st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0]),
+    st.sampled_from([0.0, 0.5, 5.0]),
+    st.sampled_from([1.0, 1e-2, 1e-4, 1e-7]),
+    st.sampled_from([100.0, 200.0, 340.0, 1000.0]),
+    st.integers(0, 10_000),
+)
+def test_brute_force_never_beats_the_bound(users, alpha, penalty, fade, budget, seed):
+    scenario = load_scenario("paper", users=users, alpha=alpha, deadline_penalty=penalty, step_budget=budget)
+    slot, cache = sample(scenario, 3, seed, fade)
+    found = solve(scenario, slot, cache)
+    shares = [np.linspace(0, 1, 41), np.linspace(0, 1, 21), np.linspace(0, 1, 9)][users - 1]
+    steps = [0.0, 70.0, 100.0, 140.0, 170.0]
+    grid_b = [b for b in itertools.product(shares, repeat=users) if sum(b) <= 1 + 1e-9]
+    grid_x = [x for x in itertools.product(steps, repeat=users) if sum(x) <= budget]
+    b = torch.tensor(grid_b, dtype=torch.float32)[:, None, None]
+    x = torch.tensor(grid_x, dtype=torch.float32)[None, :, None]
+    inputs = [slot[key][None, None].expand(len(grid_b), len(grid_x), 3, -1) for key in KEYS]
+    shape = inputs[0].shape
+    held = cache[None, None].expand(*shape[:3], -1)
+    best = serve(scenario, *inputs, held, b.expand(shape), x.expand(shape))["utility"].mean(-1).amax((0, 1))
+    assert (best <= found["bound"] + 2e-6).all()
+    assert (found["achieved"] <= found["bound"] + 2e-6).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 12), st.sampled_from(["paper", "drift"]), st.sampled_from([1.0, 1e-3]), st.integers(0, 10_000))
+def test_the_allocation_is_feasible_and_achieves_what_it_says(users, name, fade, seed):
+    scenario = load_scenario(name, users=users)
+    slot, cache = sample(scenario, 8, seed, fade)
+    found = solve(scenario, slot, cache)
+    assert (found["bandwidth"] >= 0).all() and (found["bandwidth"].sum(-1) <= 1 + 1e-5).all()
+    assert (found["steps"] >= 0).all() and (found["steps"].sum(-1) <= scenario.step_budget * (1 + 1e-5)).all()
+    served = serve(scenario, *(slot[key] for key in KEYS), cache, found["bandwidth"], found["steps"])
+    torch.testing.assert_close(served["utility"].mean(-1), found["achieved"], rtol=1e-5, atol=1e-6)
+    equal = serve(scenario, *(slot[key] for key in KEYS), cache, torch.full_like(slot["gain"], 1 / users),
+                  torch.full_like(slot["gain"], scenario.step_budget / users))  # fmt: skip
+    assert (equal["utility"].mean(-1) <= found["bound"] + 2e-6).all()
+
+
+def test_it_is_tight_with_a_sensible_cache():
+    scenario = load_scenario("paper")
+    slot, _ = sample(scenario, 300)
+    cache = torch.tensor([m in (0, 1, 2, 4, 6) for m in range(10)]).expand(300, -1)
+    found = solve(scenario, slot, cache)
+    gap = (found["bound"] - found["achieved"]) / found["bound"]
+    assert gap.min() >= -1e-6 and gap.median() < 0.006 and gap.quantile(0.95) < 0.012
+
+
+def test_square_root_law_where_nothing_else_matters():
+    scenario = load_scenario("paper", deadline_penalty=0.0, deadline=1e4)  # no deadline in reach, no steps needed
+    slot, _ = sample(scenario, 5)
+    cache = torch.zeros(5, 10, dtype=torch.bool)
+    from lightning_t2drl.system.channel import access_time
+
+    found = solve(scenario, slot, cache)
+    root = access_time(scenario, slot["gain"], slot["input_bits"], slot["output_bits"]).sqrt()
+    torch.testing.assert_close(found["bandwidth"], root / root.sum(-1, keepdim=True), rtol=2e-3, atol=1e-5)
+    torch.testing.assert_close(found["achieved"], found["bound"], rtol=1e-5, atol=1e-6)
+
+
+def test_bandwidth_split_against_scipy():
+    scenario = load_scenario("paper", users=4, deadline_penalty=0.0)
+    slot, _ = sample(scenario, 3, seed=5)
+    cache = torch.zeros(3, 10, dtype=torch.bool)
+    found = solve(scenario, slot, cache)
+    for i in range(3):
+        one = {key: slot[key][i].double() if slot[key].is_floating_point() else slot[key][i] for key in KEYS}
+
+        def loss(b, one=one):
+            served = serve(scenario, *(one[key] for key in KEYS), cache[0], torch.tensor(b), torch.zeros(4))
+            return -served["utility"].mean().item()
+
+        result = minimize(loss, np.full(4, 0.25), bounds=[(1e-3, 1)] * 4, method="SLSQP",
+                          constraints={"type": "ineq", "fun": lambda b: 1 - b.sum()})  # fmt: skip
+        assert found["achieved"][i].item() == pytest.approx(-result.fun, abs=2e-4)
+
+
+def test_step_knapsack_against_highs():
+    """With bandwidth in abundance and no deadline the slot is the knapsack alone, which HiGHS solves exactly."""
+    scenario = load_scenario("paper", users=9, deadline_penalty=0.0, deadline=200.0, bandwidth=20e12, step_budget=700.0,
+                             service={"full_steps": [100.0 + 15 * m for m in range(10)]})  # fmt: skip
+    slot, _ = sample(scenario, 4, seed=2)
+    cache = torch.ones(4, 10, dtype=torch.bool)
+    found = solve(scenario, slot, cache, rounds=12)
+    for i in range(4):
+        m = slot["request"][i]
+        floor, full = scenario.floor_steps[m].double().numpy(), scenario.full_steps[m].double().numpy()
+        cost = 0.5 * scenario.seconds_per_step[m].double().numpy() / scenario.deadline
+        # x = A1 z + y, quality 0.5 y / (A3 - A1), y <= (A3 - A1) z, z in {0, 1}
+        objective = np.concatenate((cost * floor, cost - 0.5 / (full - floor)))
+        rows = [LinearConstraint(np.concatenate((floor, np.ones(9)))[None], -np.inf, 700.0)]
+        rows.append(LinearConstraint(np.hstack((-np.diag(full - floor), np.eye(9))), -np.inf, 0))
+        result = milp(objective, constraints=rows, integrality=[1] * 9 + [0] * 9,
+                      bounds=Bounds(0, np.concatenate((np.ones(9), full - floor))))  # fmt: skip
+        base = 0.5 * (1 - scenario.base_seconds[m].double().numpy() / scenario.deadline)
+        best = (base.sum() - result.fun) / 9
+        assert found["bound"][i].item() >= best - 1e-4
+        assert found["achieved"][i].item() <= best + 1e-4
+        assert found["achieved"][i].item() >= best - 0.02
+
+
+def test_oracle_cache_is_the_best_of_all_in_a_tiny_world():
+    scenario = load_scenario("paper", users=3, model_storage_gb=[5.0, 4.0, 3.0, 2.0], storage_capacity_gb=7.0)
+    found = oracle_caches(scenario, 256, seed=0)
+    assert found.cache.shape == (3, 4)
+    subsets, feasible = all_caches(scenario)
+    from lightning_t2drl.system.bounds import _sample_slots, _solve
+
+    for state in range(3):
+        slots = _sample_slots(scenario, state, 256, 0)
+        values = _solve(scenario, slots, subsets[feasible], 256, rounds=2)["bound"].mean(-1)
+        assert values.max().item() - found.bound[state].item() < 2e-3
+    large = load_scenario("paper", model_storage_gb=[1.0 + 0.2 * m for m in range(14)])
+    caches = oracle_caches(large, 64, seed=0).cache
+    assert ((caches * large.model_storage).sum(-1) <= large.storage_capacity).all()
