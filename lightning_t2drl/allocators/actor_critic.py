@@ -33,6 +33,7 @@ class ActorCriticConfig:
     critics: int = 1
     head: str = "tanh"
     head_scale: float = 3.0
+    step_scale: float = 60.0
     actor_learning_rate: float = 3e-4
     critic_learning_rate: float = 1e-3
     learning_rate_schedule: str = "constant"
@@ -58,7 +59,7 @@ class ActorCriticAllocator(Allocator):
         super().__init__(scenario, config)
         self._check()
         self.features = locate(config.actor["_target_"], "allocator.actor._target_").Features(scenario)
-        self.head: Head = HEADS[config.head](config.head_scale)
+        self.head: Head = HEADS[config.head](config.head_scale, config.step_scale)
         self.actor = self.build_actor()
         self.critics = self._build_critics()
         self.per_user = bool(self.critics[0].per_user)
@@ -73,7 +74,7 @@ class ActorCriticAllocator(Allocator):
         c = self.config
         one_of("allocator", c, head=tuple(HEADS), learning_rate_schedule=("constant", "cosine"))
         within("allocator", c, critics=(1, 10), discount=(0, 1), target_rate=(0, 1))
-        within("allocator", c, exploration_noise=(0, 10), exploration_noise_end=(0, 10), head_scale=(0, 100))
+        within("allocator", c, exploration_noise=(0, 10), exploration_noise_end=(0, 10), head_scale=(0, 100), step_scale=(0, 1000))
         within("allocator", c, actor_learning_rate=(0, 1), critic_learning_rate=(0, 1))
 
     def build_actor(self) -> DiffusionActor | DirectActor:

@@ -21,8 +21,8 @@ class Head(Protocol):
 class TanhHead:
     """The published head: the output is the raw action; the amender scales what exceeds the budget."""
 
-    def __init__(self, scale: float) -> None:
-        """`scale` is of no use here: the amender's scaling already makes shares relative."""
+    def __init__(self, scale: float, step_scale: float) -> None:
+        """The scales are of no use here: the amender's scaling already makes shares relative."""
 
     def __call__(self, output: Tensor, hit: Tensor, attached: Tensor, full_share: Tensor) -> Tensor:
         return amend_allocation(output, hit, attached)
@@ -36,21 +36,23 @@ class CompetitiveHead:
     always given out.
 
     Steps below A1 buy nothing, so scaling everybody down alike wastes them, and the best use of a short budget
-    serves some hits fully and others not at all. Each hit asks for A3 sigmoid(2 scale output), and where that is too
-    much one threshold theta is taken off all logits: who wants it least drops out first.
+    serves some hits fully and others not at all. Each hit asks for A3 sigmoid(step_scale output), and where that is
+    too much one threshold theta is taken off all logits: who wants it least drops out first. The scale is large, so
+    that the sigmoid is saturated long before tanh is: otherwise all outputs drift to 1, where they tie.
     """
 
-    HALVINGS = 12
+    HALVINGS = 14
 
-    def __init__(self, scale: float) -> None:
+    def __init__(self, scale: float, step_scale: float) -> None:
         self.scale = scale
+        self.step_scale = step_scale
 
     def __call__(self, output: Tensor, hit: Tensor, attached: Tensor, full_share: Tensor) -> Tensor:
         logit = output[..., 0]
         count = attached.sum(-1, keepdim=True).clamp_min(1)
         logit = self.scale * (logit - (logit * attached).sum(-1, keepdim=True) / count)
         bandwidth = logit.masked_fill(~attached, -1e9).softmax(-1)
-        steps = self._threshold(2 * self.scale * output[..., 1], full_share * (hit & attached))
+        steps = self._threshold(self.step_scale * output[..., 1], full_share * (hit & attached))
         return amend_allocation(raw_from_shares(torch.stack((bandwidth, steps), -1)), hit, attached)
 
     def _threshold(self, logit: Tensor, most: Tensor) -> Tensor:
@@ -58,7 +60,7 @@ class CompetitiveHead:
         with torch.no_grad():
             binding = (most * logit.sigmoid()).sum(-1, keepdim=True) > 1
             low = torch.zeros_like(logit[..., :1])
-            high = torch.full_like(low, 4 * self.scale + 8.0)
+            high = torch.full_like(low, 2 * self.step_scale + 8.0)
             for _ in range(self.HALVINGS):
                 middle = (low + high) / 2
                 over = (most * (logit - middle).sigmoid()).sum(-1, keepdim=True) > 1
@@ -71,4 +73,4 @@ class CompetitiveHead:
         return most * (logit - theta).sigmoid()
 
 
-HEADS: dict[str, Callable[[float], Head]] = {"tanh": TanhHead, "competitive": CompetitiveHead}
+HEADS: dict[str, Callable[[float, float], Head]] = {"tanh": TanhHead, "competitive": CompetitiveHead}

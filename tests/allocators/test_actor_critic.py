@@ -160,7 +160,7 @@ def test_saturation_penalty_acts_outside_the_unit_box_only():
 
 def competitive(output, hit, users=3):
     attached = torch.ones(1, users, dtype=torch.bool)
-    return CompetitiveHead(3.0)(output, hit, attached, torch.full((1, users), 0.17))
+    return CompetitiveHead(3.0, 6.0)(output, hit, attached, torch.full((1, users), 0.17))
 
 
 def test_competitive_head_is_centred_and_asks_for_no_more_than_full_quality():
