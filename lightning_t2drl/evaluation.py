@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.cachers.base import Cacher
+from lightning_t2drl.checks import within
 from lightning_t2drl.envs import EdgeAIGCEnv
 from lightning_t2drl.metrics import slot_metrics
 from lightning_t2drl.policy import derive_seed
@@ -27,6 +27,10 @@ class EvaluationConfig:
     episodes: int = 50
     final_episodes: int = 200
     seed: int = 1_000_003
+
+    def __post_init__(self) -> None:
+        within("evaluation", self, every_n_frames=(0, 1e9), episodes=(1, 1e6), final_episodes=(0, 1e6))
+        within("evaluation", self, seed=(0, 2**63 - 1))
 
 
 @contextmanager
@@ -91,8 +95,3 @@ def summarise(per_episode: dict[str, Tensor]) -> dict[str, dict[str, float]]:
         error = values.std() / len(values) ** 0.5 if len(values) > 1 else torch.tensor(float("nan"))
         out[name] = {"mean": values.mean().item(), "standard_error": error.item()}
     return out
-
-
-def as_table(results: dict[str, Any]) -> list[tuple[str, float, float]]:
-    """Rows (metric, mean, standard error) for printing."""
-    return [(name, entry["mean"], entry["standard_error"]) for name, entry in results.items()]

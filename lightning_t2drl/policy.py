@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
@@ -15,6 +16,8 @@ from lightning_t2drl.errors import UserError
 from lightning_t2drl.system.scenario import Scenario
 
 Metrics = dict[str, Tensor]
+
+LEARNING_RATE_SCHEDULES = ("constant", "cosine")
 
 
 class Optimise(Protocol):
@@ -77,7 +80,9 @@ class Policy(L.LightningModule):
     @property
     def learning_rate_factor(self) -> float:
         """What the configured learning rates are multiplied by at this point of the run."""
-        return 1.0
+        if getattr(self.config, "learning_rate_schedule", "constant") == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * min(self.progress, 1.0)))
 
     def extra_state(self) -> dict[str, Any]:
         """Plain values and tensors beyond parameters that an exact resume needs."""

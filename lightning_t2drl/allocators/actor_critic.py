@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,7 +15,7 @@ from lightning_t2drl.checks import one_of, within
 from lightning_t2drl.networks.diffusion import DiffusionActor, DirectActor
 from lightning_t2drl.networks.features import split_state
 from lightning_t2drl.networks.heads import HEADS, Head
-from lightning_t2drl.policy import Metrics, Optimise
+from lightning_t2drl.policy import LEARNING_RATE_SCHEDULES, Metrics, Optimise
 from lightning_t2drl.registry import build, locate
 from lightning_t2drl.system import raw_from_shares
 from lightning_t2drl.system.scenario import Scenario
@@ -72,9 +71,16 @@ class ActorCriticAllocator(Allocator):
 
     def _check(self) -> None:
         c = self.config
-        one_of("allocator", c, head=tuple(HEADS), learning_rate_schedule=("constant", "cosine"))
+        one_of("allocator", c, head=tuple(HEADS), learning_rate_schedule=LEARNING_RATE_SCHEDULES)
         within("allocator", c, critics=(1, 10), discount=(0, 1), target_rate=(0, 1))
-        within("allocator", c, exploration_noise=(0, 10), exploration_noise_end=(0, 10), head_scale=(0, 100), step_scale=(0, 1000))
+        within(
+            "allocator",
+            c,
+            exploration_noise=(0, 10),
+            exploration_noise_end=(0, 10),
+            head_scale=(0, 100),
+            step_scale=(0, 1000),
+        )
         within("allocator", c, actor_learning_rate=(0, 1), critic_learning_rate=(0, 1))
 
     def build_actor(self) -> DiffusionActor | DirectActor:
@@ -90,12 +96,6 @@ class ActorCriticAllocator(Allocator):
             "critic": Adam(self.critics.parameters(), lr=self.config.critic_learning_rate, fused=self.fused_optimizers),
             "actor": Adam(self.actor.parameters(), lr=self.config.actor_learning_rate, fused=self.fused_optimizers),
         }
-
-    @property
-    def learning_rate_factor(self) -> float:
-        if self.config.learning_rate_schedule == "constant":
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * min(self.progress, 1.0)))
 
     @property
     def exploration_noise(self) -> float:

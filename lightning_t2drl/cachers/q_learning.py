@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from lightning_t2drl.cachers.base import Cacher
-from lightning_t2drl.checks import within
-from lightning_t2drl.policy import Metrics, Optimise
+from lightning_t2drl.checks import one_of, within
+from lightning_t2drl.policy import LEARNING_RATE_SCHEDULES, Metrics, Optimise
 from lightning_t2drl.system.caching import fill_in_order
 from lightning_t2drl.system.scenario import Scenario
 
@@ -24,6 +24,7 @@ class QLearningConfig:
     _target_: str = ""
     observe_cache: bool = False
     learning_rate: float = 1e-3
+    learning_rate_schedule: str = "constant"
     discount: float = 0.9
     target_every: int = 100
     epsilon: float = 1.0
@@ -44,6 +45,7 @@ class QLearningCacher(Cacher):
     def __init__(self, scenario: Scenario, config: QLearningConfig) -> None:
         super().__init__(scenario, config)
         within("cacher", config, learning_rate=(0, 1), discount=(0, 1), target_every=(1, 1e9))
+        one_of("cacher", config, learning_rate_schedule=LEARNING_RATE_SCHEDULES)
         within("cacher", config, epsilon=(0, 1), epsilon_end=(0, 1), epsilon_fraction=(0, 1))
         self.updates = 0
         self.network = self.build_network()

@@ -1,27 +1,35 @@
 """How good a slot can be: a proven upper bound, an allocation close to it, and the cache that is best on average.
 
 The slot's problem, for a given cache, is to choose shares b and steps x with sum b <= 1 and sum x <= L so that the
-users' mean utility is largest. For multipliers lambda, mu >= 0 let
+users' mean utility is largest (system model, section 8). Call a hit **active** when x > A1, that is when its steps buy
+any quality, and k the number of active users. For multipliers lambda, mu >= 0 let
 
-    Phi(lambda, mu) = lambda + mu L + sum_u max over b in [0, 1], x >= 0 of [utility_u(b, x) - lambda b - mu x].
+    v_u = max over inactive (b, x) of [utility_u(b, x) - lambda b - mu x],    w_u = the supremum over active (b, x),
+    Phi_k(lambda, mu) = lambda + mu L + sum_u v_u + the sum of the k largest w_u - v_u.
 
-For every feasible (b, x) the bracket's sum exceeds sum_u utility_u by lambda (1 - sum b) + mu (L - sum x) >= 0 at most,
-so Phi / U is an upper bound whatever the multipliers (weak duality), with the floor of l and the penalty chi included:
-nothing about utility_u is relaxed, only its inner maximum must be exact. It is, because every user is in one of three
-regimes, and in each the maximum is in closed form (`_Users.best_response`):
+**Proof that max_k Phi_k / U is a bound.** Take a feasible (b, x) with k active users. As sum b <= 1 and sum x <= L,
+sum_u utility_u <= lambda + mu L + sum_u [utility_u - lambda b_u - mu x_u], and each bracket is at most w_u for the k
+active users and v_u for the others: at most Phi_k in all, whatever the multipliers, which may thus be chosen for each
+k on its own. That the count is kept is what closes most of the gap: without it the bound would grant fractions of the
+first A1 steps. The floor of l and the penalty chi are included, since nothing about utility_u is relaxed; only v and w
+must not be too small. They are exact over three regimes that together cover every (b, x), with b in [0, 1] and x in
+[A1, min(A3, L)] where active and x = 0 elsewhere (more steps only cost), see `_Users.respond`:
 
-- starved, b = 0: l = -1, late, and x is 0 or A3, as quality is worth alpha / A3 per step at best;
-- late: l taken as 1 - D / tau without its floor, which never exceeds the true l and equals it where the floor is not
-  reached; D separates, so b = sqrt((1 - alpha) a / (tau lambda)) and x is 0 or A3;
-- on time, D <= tau: b >= a / (tau - D_gen(x) - D_bh) besides. On [A1, A3] the objective is concave in x after b is
-  maximised out, and where the deadline does not bind it is linear, so x is 0, A3, or where the derivative vanishes
-  on the deadline: alpha / (A3 - A1) - mu = lambda a B1 / (tau - D_gen(x))^2.
+- starved, b = 0: l = -1 and late; the objective is linear in x, so x is at an end;
+- late: l taken as 1 - D / tau without its floor. That never exceeds the true l, and equals it where l > -1; where
+  l = -1 the starved regime has the same utility for less. D separates, so b = sqrt((1 - alpha) a / (tau lambda)),
+  cut at 1, and x is at an end;
+- on time, D <= tau: besides, b >= a / (tau - D_gen(x) - D_bh). The objective is jointly concave and, once b is
+  maximised out, of slope alpha / (A3 - A1) - (1 - alpha) B1 / tau - mu in x where the deadline does not bind and
+  alpha / (A3 - A1) - mu - lambda a B1 / (tau - D_gen(x) - D_bh)^2 where it does, without a jump between. So x = A1 if
+  the first is not positive; else where the second vanishes, cut to the interval and to what b = 1 can still deliver.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict
@@ -34,11 +42,20 @@ from lightning_t2drl.system.scenario import Scenario
 from lightning_t2drl.system.serving import cell_mean, hits, serve
 from lightning_t2drl.system.world import draw_noise, initial_state, new_slot
 
-# Share of the deadline that allocations leave free, lest float32 rounding in `serve` make them late; the bound leaves
-# none.
-DEADLINE_SLACK = 2e-5
+# `serve` works in float32. The bound counts delays a hair beyond the deadline as met and is rounded up; allocations
+# leave a hair of the deadline and of the bandwidth free.
+BOUND_LENIENCE, DEADLINE_SLACK, BANDWIDTH_SLACK = 1e-6, 2e-5, 1e-6
 STARVED, LATE, ON_TIME = 0, 1, 2
-PRICE_RANGE = (1e-7, 1e4)  # of lambda; the bound holds whatever it is
+CLOSE = 1e-5  # utility per user that is not worth a search
+TINY = 1e-300
+
+
+class _Plan(NamedTuple):
+    """What the users of n slots get, [n, U] each."""
+
+    bandwidth: Tensor
+    steps: Tensor
+    mode: Tensor  # STARVED, LATE or ON_TIME
 
 
 @dataclass
@@ -51,21 +68,22 @@ class _Users:
     attached: Tensor
     floor: Tensor  # A1
     full: Tensor  # A3
-    per_step: Tensor  # B1
+    per_step: Tensor  # B1, s
     alpha: float
-    deadline: float
+    deadline: float  # s
     penalty: float
-    slack: float = 0.0
-
-    @property
-    def in_time(self) -> float:
-        """What counts as meeting the deadline, s."""
-        return self.deadline * (1 - self.slack)
+    budget: float  # L
+    in_time: float  # what counts as meeting the deadline, s
 
     @property
     def weight(self) -> Tensor:
-        """kappa_u = (1 - alpha) a_u / tau: utility lost per unit of 1 / b."""
+        """(1 - alpha) a_u / tau: utility lost per unit of 1 / b."""
         return (1 - self.alpha) * self.link / self.deadline
+
+    @property
+    def most(self) -> Tensor:
+        """The most steps of use to a hit."""
+        return self.full.clamp_max(self.budget)
 
     def quality(self, x: Tensor) -> Tensor:
         return torch.where(self.hit, ((x - self.floor) / (self.full - self.floor)).clamp(0, 1), 1.0)
@@ -75,21 +93,13 @@ class _Users:
         return self.fixed + self.per_step * x * self.hit
 
     def least_share(self, x: Tensor) -> Tensor:
-        """The bandwidth share that just meets the deadline; above 1 where none does."""
+        """The bandwidth share that just meets the deadline; infinite where none does."""
         left = self.in_time - self.rest(x)
-        return torch.where(left > 0, self.link / left.clamp_min(1e-12), torch.inf)
-
-    def value(self, x: Tensor, b: Tensor, mode: Tensor | int) -> Tensor:
-        """Utility in a regime; for `LATE` without the floor of l, see the module's docstring."""
-        linear = (1 - self.alpha) * (1 - self.rest(x) / self.deadline) - self.weight / b.clamp_min(1e-12)
-        late = torch.as_tensor(mode) < ON_TIME
-        starved = torch.as_tensor(mode) == STARVED
-        out = self.alpha * self.quality(x) + torch.where(starved, self.alpha - 1.0, linear) - self.penalty * late
-        return out * self.attached
+        return torch.where(left > 0, self.link / left.clamp_min(TINY), torch.inf)
 
     def utility(self, x: Tensor, b: Tensor) -> Tensor:
-        """The users' true utility, floor and penalty included."""
-        delay = self.link / b.clamp_min(1e-12) + self.rest(x)
+        """The users' true utility, floor and penalty included; [*, n, U]."""
+        delay = self.link / b.clamp_min(TINY) + self.rest(x)
         latency = (1 - delay / self.deadline).clamp_min(-1.0)
         out = self.alpha * self.quality(x) + (1 - self.alpha) * latency - self.penalty * (delay > self.deadline)
         return out * self.attached
@@ -99,38 +109,43 @@ class _Users:
         cut: dict[str, Any] = {f.name: v[index] for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
         return replace(self, **cut)
 
-    def best_response(self, price: Tensor, step_price: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Each user's best (value, b, x, mode) at prices lambda, mu [n, 1]; misses pay for no steps."""
-        zero = torch.zeros_like(self.link)
-        wish = (self.weight / price).sqrt().clamp(1e-9, 1.0)
-        gain = self.alpha / (self.full - self.floor) - step_price
-        left = (price * self.link * self.per_step / gain.clamp_min(1e-15)).sqrt()
-        bent = (self.in_time - self.fixed - left) / self.per_step.clamp_min(1e-12)
-        reach = (self.in_time - self.fixed - self.link) / self.per_step.clamp_min(1e-12)
-        bent = torch.minimum(torch.minimum(bent, reach).clamp_min(0.0), self.full) * self.hit
-        full = self.full * self.hit
-        candidates = [(zero, STARVED), (full, STARVED), (zero, LATE), (full, LATE)]
-        candidates += [(zero, ON_TIME), (full, ON_TIME), (bent, ON_TIME)]
-        values, shares, steps = [], [], []
-        for x, mode in candidates:
-            if mode == ON_TIME:
-                least = self.least_share(x)
-                b = torch.maximum(wish, least.clamp_max(1.0))
-                possible = least <= 1.0
-            else:
-                b = wish if mode == LATE else zero
-                possible = torch.ones_like(self.hit)
-            b = b * self.attached
-            value = self.value(x, b, mode) - (price * b + step_price * x) * self.attached
-            values.append(torch.where(possible, value, -torch.inf))
-            shares.append(b)
-            steps.append(x * self.attached)
-        best, choice = torch.stack(values).max(0)
-        pick = choice.unsqueeze(0)
-        b = torch.stack(shares).gather(0, pick)[0]
-        x = torch.stack(steps).gather(0, pick)[0]
-        modes = torch.tensor([mode for _, mode in candidates], device=choice.device)
-        return best, b, x, modes[choice]
+    def respond(self, price: Tensor, step_price: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Each user's best answer to the prices lambda, mu [n, 1], inactive and active; see the module's docstring.
+
+        Returns:
+            Value, bandwidth share, steps and mode, each [2, n, U]: inactive, then active. The value of what cannot be
+            is -inf.
+        """
+        quality_slope = self.alpha / (self.full - self.floor) - step_price
+        slope = quality_slope - (1 - self.alpha) * self.per_step / self.deadline
+        per_step = self.per_step.clamp_min(TINY)
+        spare = self.in_time - self.fixed
+        bent = (spare - (price * self.link * per_step / quality_slope.clamp_min(TINY)).sqrt()) / per_step
+        bent = torch.maximum(torch.where(slope > 0, bent, self.floor), self.floor)
+        reach = ((spare - self.link) / per_step).clamp_min(0.0)
+        most = self.most
+        active = torch.stack(
+            (
+                torch.where(quality_slope > 0, most, self.floor),
+                torch.where(slope > 0, most, self.floor),
+                torch.minimum(torch.minimum(bent, most), reach),
+            )
+        )
+        x = torch.stack((torch.zeros_like(active), active))  # [2, modes, n, U]
+        wish = (self.weight / price).sqrt().clamp_max(1.0)
+        least = self.least_share(x[:, ON_TIME])
+        b = torch.stack((torch.zeros_like(x[:, STARVED]), wish.expand_as(least), torch.maximum(wish, least)), 1)
+        b = b.clamp_max(1.0)
+        latency = (1 - self.alpha) * (1 - self.rest(x) / self.deadline) - self.weight / b.clamp_min(TINY)
+        latency[:, STARVED] = self.alpha - 1
+        latency[:, :ON_TIME] -= self.penalty
+        value = self.alpha * self.quality(x) + latency - price * b - step_price * x
+        value[:, ON_TIME].masked_fill_(least > 1 + 1e-9, -torch.inf)  # the tolerance forgives rounding
+        best, mode = value.max(1)
+        best = best * self.attached
+        best[1].masked_fill_(~self.hit | (most <= self.floor), -torch.inf)
+        pick = mode.unsqueeze(1)
+        return best, b.gather(1, pick)[:, 0] * self.attached, x.gather(1, pick)[:, 0] * self.hit, mode
 
 
 def _users(
@@ -140,10 +155,10 @@ def _users(
     miss = attached & ~hit
     backhaul = (d_in.double() + d_out.double()) * miss * miss.sum(-1, keepdim=True) / scenario.backhaul_rate
     full = scenario.full_steps[request].double()
-    at_cloud = service.generation_delay(scenario, request, torch.where(hit, 0.0, full))
+    beyond = service.generation_delay(scenario, request, torch.where(hit, 0.0, full))
     return _Users(
         link=access_time(scenario, gain, d_in, d_out).double(),
-        fixed=at_cloud.double() + backhaul,
+        fixed=beyond.double() + backhaul,
         hit=hit,
         attached=attached,
         floor=scenario.floor_steps[request].double(),
@@ -152,6 +167,8 @@ def _users(
         alpha=scenario.alpha,
         deadline=scenario.deadline,
         penalty=scenario.deadline_penalty,
+        budget=scenario.step_budget,
+        in_time=scenario.deadline * (1 + BOUND_LENIENCE),
     )
 
 
@@ -163,7 +180,8 @@ def slot_bound(
     gain: Tensor,
     cache: Tensor,
     attached: Tensor | None = None,
-    rounds: int = 3,
+    rounds: int = 2,
+    counts: int = 4,
 ) -> TensorDict:
     """Upper bound on a slot's utility for a given cache, and a feasible allocation near it.
 
@@ -173,6 +191,7 @@ def slot_bound(
         cache: bool [*, M].
         attached: bool [*, U]; all when left out.
         rounds: of local improvement of the allocation; 0 keeps what the dual suggests.
+        counts: how many numbers k of active users get multipliers of their own; 0 is the plain dual.
 
     Returns:
         TensorDict of batch size [*]: `bound` [*] on the mean utility over attached users over all feasible allocations
@@ -186,125 +205,187 @@ def slot_bound(
 
     inputs = [flat(v) for v in (request, input_bits, output_bits, gain, cache, attached)]
     users = _users(scenario, *inputs)
-    bound, x, mode = _dual(users, scenario.step_budget)
-    careful = replace(users, slack=DEADLINE_SLACK)
-    x, b = _primal(careful, x, mode, scenario.step_budget, rounds)
+    bound, plans = _dual(users, counts)
+    plan = _primal(replace(users, in_time=scenario.deadline * (1 - DEADLINE_SLACK)), plans, bound, rounds)
+    b, x = plan.bandwidth.float(), plan.steps.float()
     request, input_bits, output_bits, gain, cache, attached = inputs
-    served = serve(scenario, request, input_bits, output_bits, gain, cache, b.float(), x.float(), attached)
+    served = serve(scenario, request, input_bits, output_bits, gain, cache, b, x, attached)
     achieved = cell_mean(served["utility"], attached)
-    # Rounded up, so that it stays a bound in float32.
-    bound = torch.nextafter((bound / attached.sum(-1).clamp_min(1)).float(), torch.tensor(torch.inf))
-    out = {"bound": bound, "achieved": achieved, "bandwidth": b.float(), "steps": x.float()}
+    bound = (bound / attached.sum(-1).clamp_min(1) + 1e-7).float()
+    bound = torch.nextafter(bound, torch.full_like(bound, torch.inf))  # rounded up
+    out = {"bound": bound, "achieved": achieved, "bandwidth": b, "steps": x}
     out = {key: value.reshape(*batch, *value.shape[1:]) for key, value in out.items()}
     return TensorDict(out, batch_size=batch, device=request.device)
 
 
-def _dual(users: _Users, budget: float, halvings: int = 18, step_halvings: int = 10) -> tuple[Tensor, Tensor, Tensor]:
-    """Minimise Phi over both prices by nested bisection.
+def _dual(users: _Users, counts: int) -> tuple[Tensor, list[_Plan]]:
+    """The least max_k Phi_k found [n], and plans that answer the prices met on the way.
+
+    Starts from prices common to all k and then gives the k of the highest Phi_k its own, `counts` times.
+    """
+    search = _Search(users, None)
+    table, plans = search.run(), [search.plan]
+    settled = torch.zeros_like(table, dtype=torch.bool)
+    for _ in range(counts):
+        top = table.argmax(-1, keepdim=True)
+        rows = (~settled.gather(-1, top)).squeeze(-1).nonzero().squeeze(-1)
+        if len(rows) == 0:
+            break
+        search = _Search(users.rows(rows), top[rows])
+        table[rows] = torch.minimum(table[rows], search.run())
+        settled[rows] = settled[rows].scatter(-1, top[rows], True)
+        merged = _Plan(*(old.index_copy(0, rows, new) for old, new in zip(plans[0], search.plan, strict=True)))
+        plans.append(merged)
+    return table.amax(-1), plans
+
+
+class _Search:
+    """Minimises Phi_k over both prices for one k per slot, or max_k Phi_k where `count` is None."""
+
+    def __init__(self, users: _Users, count: Tensor | None) -> None:
+        self.users, self.count = users, count
+        n, width = users.link.shape
+        self.table = users.link.new_full((n, width + 1), torch.inf)  # least Phi_k met, for every k
+        self.plan = _Plan(users.link, users.link, users.link)  # set by `evaluate`
+
+    def evaluate(self, price: Tensor, step_price: Tensor) -> Tensor:
+        """Phi [n, 1] at these prices [n, 1]; keeps the plan that answers them and each k's least Phi_k."""
+        value, b, x, mode = self.users.respond(price, step_price)
+        ranked, order = (value[1] - value[0]).sort(-1, descending=True)
+        phi = price + step_price * self.users.budget + value[0].sum(-1, keepdim=True)
+        table = torch.cat((phi, phi + ranked.cumsum(-1)), -1)
+        self.table = torch.minimum(self.table, table)
+        count = table.argmax(-1, keepdim=True) if self.count is None else self.count
+        ranks = torch.arange(ranked.shape[-1], device=count.device).expand_as(ranked)
+        active = torch.zeros_like(self.users.hit).scatter(-1, order, ranks < count)
+        self.plan = _Plan(*(torch.where(active, part[1], part[0]) for part in (b, x, mode)))
+        return table.gather(-1, count)
+
+    def run(self) -> Tensor:
+        """The least Phi_k met [n, U + 1], with the plan on the side that asks for too many steps."""
+        zero = torch.zeros_like(self.users.link[:, :1])
+        self.at_step_price(zero)
+        rows = (self.plan.steps.sum(-1) > self.users.budget).nonzero().squeeze(-1)  # elsewhere steps are free
+        if len(rows):
+            count = None if self.count is None else self.count[rows]
+            scarce = _Search(self.users.rows(rows), count)
+            high = (scarce.users.alpha / (scarce.users.full - scarce.users.floor)).amax(-1, keepdim=True)
+            low = _minimise(scarce.at_step_price, 1e-4 * high, high, 6)[0]
+            scarce.at_step_price(low)
+            self.table[rows] = torch.minimum(self.table[rows], scarce.table)
+            for mine, theirs in zip(self.plan, scarce.plan, strict=True):
+                mine[rows] = theirs
+        return self.table
+
+    def at_step_price(self, step_price: Tensor) -> tuple[Tensor, Tensor]:
+        """Least Phi over lambda for this mu [n, 1], and its slope in mu; the plan keeps to the bandwidth."""
+
+        def phi(price: Tensor) -> tuple[Tensor, Tensor]:
+            value = self.evaluate(price, step_price)
+            return value, 1 - self.plan.bandwidth.sum(-1, keepdim=True)
+
+        # Beyond `high` a share of 1 / U costs more than it can ever bring, so all shares sum to less than 1.
+        high = torch.full_like(step_price, self.users.link.shape[-1] * (2 + self.users.penalty))
+        price = _minimise(phi, 1e-6 * high, high, 9)[1]
+        value = self.evaluate(price, step_price)
+        return value, self.users.budget - self.plan.steps.sum(-1, keepdim=True)
+
+
+def _minimise(
+    function: Callable[[Tensor], tuple[Tensor, Tensor]], low: Tensor, high: Tensor, rounds: int
+) -> tuple[Tensor, Tensor]:
+    """Close in on the minimum of a convex function of positive numbers [n, 1], given with its slope.
+
+    Where the tangents at both ends cross (exact for two linear pieces) alternates with the geometric mean (safe).
 
     Returns:
-        The least Phi met [n], and (x, mode) [n, U] of a best response within the bandwidth that may exceed the steps.
+        The ends of the interval left.
     """
-    n = len(users.link)
-    zero = users.link.new_zeros(n, 1)
-    bound, x, mode = _over_bandwidth_price(users, zero, budget, halvings)
-    scarce = (x.sum(-1) > budget * (1 + 1e-9)).nonzero().squeeze(-1)  # elsewhere steps cost nothing
-    if len(scarce) == 0:
-        return bound, x, mode
-    few = users.rows(scarce)
-    low = zero[scarce]
-    high = (few.alpha / (few.full - few.floor)).amax(-1, keepdim=True)  # nobody takes steps at this price
-    best = bound[scarce]
-    some_x, some_mode = torch.zeros_like(few.link), torch.zeros_like(mode[scarce])
-    for step in range(step_halvings + 1):
-        # The last evaluation is on the side that takes too many steps: `_primal` knows best whom to refuse.
-        price = (low + high) / 2 if step < step_halvings else low
-        phi, some_x, some_mode = _over_bandwidth_price(few, price, budget, halvings)
-        best = torch.minimum(best, phi)
-        over = some_x.sum(-1, keepdim=True) > budget * (1 + 1e-9)
-        low, high = torch.where(over, price, low), torch.where(over, high, price)
-    bound[scarce], x[scarce], mode[scarce] = best, some_x, some_mode
-    return bound, x, mode
+    (f_low, g_low), (f_high, g_high) = function(low), function(high)
+    for step in range(rounds):
+        cross = (f_low - f_high + g_high * high - g_low * low) / (g_high - g_low)
+        usable = (cross > low) & (cross < high) & (step % 2 == 0)
+        point = torch.where(usable, cross, (low * high).sqrt())
+        f, g = function(point)
+        falls = g < 0
+        low, f_low, g_low = (torch.where(falls, new, old) for new, old in ((point, low), (f, f_low), (g, g_low)))
+        high, f_high, g_high = (torch.where(falls, old, new) for new, old in ((point, high), (f, f_high), (g, g_high)))
+    return low, high
 
 
-def _over_bandwidth_price(
-    users: _Users, step_price: Tensor, budget: float, halvings: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Least Phi over lambda for given mu [n, 1], and the best response where the bandwidth is not exceeded."""
-    low = torch.full_like(step_price, PRICE_RANGE[0]).log()
-    high = torch.full_like(step_price, PRICE_RANGE[1]).log()
-    best = torch.full_like(step_price.squeeze(-1), torch.inf)
-    for step in range(halvings + 1):
-        middle = (low + high) / 2 if step < halvings else high
-        price = middle.exp()
-        value, b, x, mode = users.best_response(price, step_price)
-        phi = price.squeeze(-1) + step_price.squeeze(-1) * budget + (value * users.attached).sum(-1)
-        best = torch.minimum(best, phi)
-        over = b.sum(-1, keepdim=True) > 1
-        low, high = torch.where(over, middle, low), torch.where(over, high, middle)
-    return best, x, mode
-
-
-def _fill(users: _Users, x: Tensor, mode: Tensor, halvings: int = 22) -> tuple[Tensor, Tensor]:
+def _fill(users: _Users, x: Tensor, mode: Tensor, rounds: int = 8) -> tuple[Tensor, Tensor]:
     """The best bandwidth split for given steps and regimes, and the users' total utility; [*, n, U], [*, n].
 
-    b_u = clip(sqrt(kappa_u / lambda), least_u, 1) with the lambda at which the shares sum to 1; -inf where the least
-    shares already exceed 1.
+    b_u = max(s sqrt((1 - alpha) a_u / tau), least_u) with the s at which the shares sum to 1, found by Newton's method
+    from above on a function that is convex and piecewise linear in s; -inf where the least shares exceed 1.
     """
-    least = torch.where(mode == ON_TIME, users.least_share(x), 0.0)
-    root = torch.where(mode == STARVED, 0.0, users.weight.sqrt()) * users.attached
-    least = least * users.attached
-    possible = (least.sum(-1) <= 1) & torch.isfinite(least).all(-1)
-    least = torch.where(possible.unsqueeze(-1), least, 0.0)
-    low, high = (torch.full_like(root[..., :1], p).log() for p in PRICE_RANGE)
-    for _ in range(halvings):
-        middle = (low + high) / 2
-        b = torch.maximum(root * (-middle / 2).exp(), least).clamp_max(1.0)
-        over = b.sum(-1, keepdim=True) > 1
-        low, high = torch.where(over, middle, low), torch.where(over, high, middle)
-    b = torch.maximum(root * (-high / 2).exp(), least).clamp_max(1.0)
-    return b, torch.where(possible, users.utility(x, b).sum(-1), -torch.inf)
+    least = torch.where((mode == ON_TIME) & users.attached, users.least_share(x), 0.0)
+    root = torch.where((mode == STARVED) | ~users.attached, 0.0, users.weight.sqrt())
+    total = 1 - BANDWIDTH_SLACK
+    possible = least.sum(-1, keepdim=True) <= total
+    least = torch.where(possible, least, 0.0)
+    scale = total / root.sum(-1, keepdim=True).clamp_min(TINY)
+    for _ in range(rounds):
+        free = root * scale > least
+        left = total - (least * ~free).sum(-1, keepdim=True)
+        scale = torch.minimum(scale, left.clamp_min(0.0) / (root * free).sum(-1, keepdim=True).clamp_min(TINY))
+    extra = (root * scale - least).clamp_min(0.0)
+    left = total - least.sum(-1, keepdim=True)
+    b = least + extra * (left / extra.sum(-1, keepdim=True).clamp_min(TINY)).clamp_max(1.0)  # exact, if not yet settled
+    return b, torch.where(possible.squeeze(-1), users.utility(x, b).sum(-1), -torch.inf)
 
 
-def _within_budget(users: _Users, x: Tensor, budget: float) -> Tensor:
+def _within_budget(users: _Users, x: Tensor) -> Tensor:
     """Grant the steps asked for, users with the fastest link first, until the budget is used up; [n, U]."""
     order = users.link.masked_fill(x == 0, torch.inf).argsort(-1)
     asked = x.gather(-1, order)
     before = asked.cumsum(-1) - asked
-    granted = torch.minimum(asked, (budget - before).clamp_min(0.0))
+    granted = torch.minimum(asked, (users.budget - before).clamp_min(0.0))
     granted = torch.where(granted > users.floor.gather(-1, order), granted, 0.0)  # steps below A1 buy nothing
     return torch.zeros_like(x).scatter(-1, order, granted)
 
 
-def _primal(users: _Users, x: Tensor, mode: Tensor, budget: float, rounds: int) -> tuple[Tensor, Tensor]:
-    """Feasible steps and shares [n, U]: the dual's suggestion, then the best change of one user, `rounds` times."""
-    x = _within_budget(users, x, budget)
-    b, value = _fill(users, x, mode)
-    hopeless = ~torch.isfinite(value)
-    if bool(hopeless.any()):  # start from everybody served late, which is always possible
-        mode = torch.where(hopeless.unsqueeze(-1), torch.full_like(mode, LATE), mode)
-        b, value = _fill(users, x, mode)
-    count = x.shape[-1]
-    me = torch.eye(count, dtype=torch.bool, device=x.device).unsqueeze(1)  # [U, 1, U]: whose plan changes
+def _primal(users: _Users, plans: list[_Plan], bound: Tensor, rounds: int) -> _Plan:
+    """The best of the dual's plans, made feasible, and improved up to `rounds` times where the bound [n] is not met."""
+    late = _Plan(users.link, torch.zeros_like(users.link), torch.full_like(plans[0].mode, LATE))  # always possible
+    best, best_value = late, torch.full_like(bound, -torch.inf)
+    for plan in (late, *plans):
+        x = _within_budget(users, plan.steps)
+        b, value = _fill(users, x, plan.mode)
+        best = _choose(value > best_value, _Plan(b, x, plan.mode), best)
+        best_value = torch.maximum(value, best_value)
     for _ in range(rounds):
-        spare = (budget - (x.sum(-1, keepdim=True) - x)).clamp_min(0.0)  # what user u could have, [n, U]
-        full = torch.minimum(users.full, spare) * users.hit
-        options = [(full, ON_TIME), (torch.zeros_like(x), ON_TIME), (full, LATE), (torch.zeros_like(x), STARVED)]
-        best_value, best = value, (x, mode, b)
-        for steps, regime in options:
-            many_x = torch.where(me, steps, x)
-            many_mode = torch.where(me, torch.full_like(mode, regime), mode)
-            many_b, many_value = _fill(users, many_x, many_mode)
-            top, who = many_value.max(0)
-            better = (top > best_value).unsqueeze(-1)
+        rows = (best_value < bound - CLOSE * users.attached.sum(-1)).nonzero().squeeze(-1)
+        if len(rows) == 0:
+            break
+        better, value = _change_one(users.rows(rows), _Plan(*(part[rows] for part in best)), best_value[rows])
+        best = _Plan(*(old.index_copy(0, rows, new) for old, new in zip(best, better, strict=True)))
+        best_value = best_value.index_copy(0, rows, value)
+    return best
+
+
+def _choose(first: Tensor, plan: _Plan, other: _Plan) -> _Plan:
+    """Slot by slot the one plan or the other, by bool [n]."""
+    return _Plan(*(torch.where(first.unsqueeze(-1), a, b) for a, b in zip(plan, other, strict=True)))
+
+
+def _change_one(users: _Users, plan: _Plan, value: Tensor) -> tuple[_Plan, Tensor]:
+    """The plan after the best change of one user's regime and steps (none, or all it can have), and its value [n]."""
+    count = users.link.shape[-1]
+    me = torch.eye(count, dtype=torch.bool, device=value.device).unsqueeze(1)  # [U, 1, U]: whose plan changes
+    spare = (users.budget - (plan.steps.sum(-1, keepdim=True) - plan.steps)).clamp_min(0.0)
+    most = torch.minimum(users.full, spare) * users.hit
+    best, best_value = plan, value
+    for steps in (most, torch.zeros_like(most)):
+        x = torch.where(me, steps, plan.steps)
+        for regime in (STARVED, LATE, ON_TIME):
+            mode = torch.where(me, regime, plan.mode)
+            b, values = _fill(users, x, mode)  # [U, n, U], [U, n]
+            top, who = values.max(0)
             pick = who[None, :, None].expand(1, -1, count)
-            found = (many_x.gather(0, pick)[0], many_mode.gather(0, pick)[0], many_b.gather(0, pick)[0])
-            x_, mode_, b_ = (torch.where(better, new, old) for new, old in zip(found, best, strict=True))
-            best = (x_, mode_, b_)
-            best_value = torch.maximum(best_value, top)
-        x, mode, b = best
-        value = best_value
-    return x, b
+            best = _choose(top > best_value, _Plan(*(part.gather(0, pick)[0] for part in (b, x, mode))), best)
+            best_value = torch.maximum(top, best_value)
+    return best, best_value
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from lightning_t2drl.errors import UserError
+from lightning_t2drl.registry import typed
 
 CONFIG_ROOT = Path(__file__).resolve().parents[2] / "configs"
 
 BITS_PER_MB = 8e6
 BITS_PER_GB = 8e9
+LARGEST_SI = 1e30  # of any override in SI units; the limits proper are those of the config keys
 
 
 @dataclass
@@ -184,27 +187,30 @@ def load_scenario(name: str = "paper", **overrides: Any) -> Scenario:
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml") if not p.stem.startswith("_")))
         raise UserError(f"env={name}: no such scenario; there are {known}")
-    values: dict[str, Any] = {}
-    for key, given in overrides.items():
-        value: Any = given.tolist() if isinstance(given, Tensor) else given
-        if key in _SI_OVERRIDES:
-            key, factor = _SI_OVERRIDES[key]
-            scaled = [v * factor for v in value] if isinstance(value, (list, tuple)) else value * factor
-            values[key] = scaled
-            continue
-        elif key in _POWER_OVERRIDES:
-            if not value > 0:
-                raise UserError(f"env.{key}: {value} is not above 0")
-            values[_POWER_OVERRIDES[key]] = 10 * math.log10(value) + (0.0 if key == "rician_factor" else 30.0)
-            continue
-        values.update({"service": {key: value}} if key in ServiceConfig.__dataclass_fields__ else {key: value})
-    keep = ScenarioConfig.__dataclass_fields__
-    content = {k: v for k, v in OmegaConf.to_container(_load_env_file(path), resolve=True).items() if k in keep}  # type: ignore[union-attr]
-    for key in values:
-        if key not in keep:
-            raise UserError(f"env.{key}: no such key; known are {', '.join(sorted(keep))}")
-    merged = OmegaConf.merge(OmegaConf.structured(ScenarioConfig), content, values)
-    return build_scenario(OmegaConf.to_object(merged))  # type: ignore[arg-type]
+    content = OmegaConf.to_container(_load_env_file(path), resolve=True)
+    assert isinstance(content, dict)
+    values: dict[str, Any] = {k: v for k, v in content.items() if k in ScenarioConfig.__dataclass_fields__}
+    for name_given, given in overrides.items():
+        key, value = _in_config_units(name_given, given.tolist() if isinstance(given, Tensor) else given)
+        if key in ServiceConfig.__dataclass_fields__:
+            key, value = "service", {key: value}
+        both = isinstance(value, Mapping) and isinstance(values.get(key), Mapping)
+        values[key] = {**values[key], **value} if both else value
+    return build_scenario(typed(ScenarioConfig, values, "env"))
+
+
+def _in_config_units(key: str, value: Any) -> tuple[str, Any]:
+    """An override by `Scenario` field in SI units as the config key and unit behind it; others pass unchanged."""
+    if key in _SI_OVERRIDES:
+        many = isinstance(value, (list, tuple))
+        for number in value if many else [value]:
+            _Check.number(key, number, 0.0, LARGEST_SI)
+        key, factor = _SI_OVERRIDES[key]
+        return key, [v * factor for v in value] if many else value * factor
+    if key in _POWER_OVERRIDES:
+        _Check.number(key, value, 0.0, LARGEST_SI, exclusive=True)
+        return _POWER_OVERRIDES[key], 10 * math.log10(value) + (0.0 if key == "rician_factor" else 30.0)
+    return key, value
 
 
 def _load_env_file(path: Path) -> Any:
@@ -333,14 +339,14 @@ class _Check:
                 raise UserError(f"env.{key}: {value}; {limits}")
 
     def scalar(self, key: str, minimum: float, maximum: float = 1e12, exclusive: bool = False) -> None:
-        self._number(key, getattr(self.config, key), minimum, maximum, exclusive)
+        self.number(key, getattr(self.config, key), minimum, maximum, exclusive)
 
     def vector(self, key: str, minimum: float, maximum: float = 1e12, exclusive: bool = False) -> list[float]:
         values = list(getattr(self.config, key))
         if not values:
             raise UserError(f"env.{key}: the list is empty; it needs at least one number")
         for value in values:
-            self._number(key, value, minimum, maximum, exclusive)
+            self.number(key, value, minimum, maximum, exclusive)
         return [float(v) for v in values]
 
     def interval(self, key: str) -> None:
@@ -354,7 +360,7 @@ class _Check:
             raise UserError(f"env.{key}: needs {states} rows of {states} numbers, one per entry of env.zipf_skewness")
         for number, row in enumerate(rows):
             for value in row:
-                self._number(key, value, 0.0, 1.0, False)
+                self.number(key, value, 0.0, 1.0, False)
             if abs(sum(row) - 1) > 1e-6:
                 raise UserError(f"env.{key}: row {number} sums to {sum(row):g}, not to 1")
         return rows
@@ -369,17 +375,17 @@ class _Check:
                     f"env.service.{spec.name}: {len(values)} numbers for {models} models; give one, or one per model"
                 )
             for v in values:
-                self._number(f"service.{spec.name}", v, -1e9 if "metric" in spec.name else 0.0, 1e9, False)
+                self.number(f"service.{spec.name}", v, -1e9 if "metric" in spec.name else 0.0, 1e9, False)
             out[spec.name] = [float(v) for v in values]
-        for m in range(models):
-            if out["full_steps"][m] <= out["floor_steps"][m]:
-                raise UserError("env.service.full_steps: must exceed env.service.floor_steps for every model")
-            if out["best_metric"][m] == out["worst_metric"][m]:
-                raise UserError("env.service.best_metric: must differ from env.service.worst_metric for every model")
-        return {key: torch.tensor(values) for key, values in out.items()}
+        tensors = {key: torch.tensor(values) for key, values in out.items()}  # compared in the precision that divides
+        if (tensors["full_steps"] <= tensors["floor_steps"]).any():
+            raise UserError("env.service.full_steps: must exceed env.service.floor_steps for every model")
+        if (tensors["best_metric"] == tensors["worst_metric"]).any():
+            raise UserError("env.service.best_metric: must differ from env.service.worst_metric for every model")
+        return tensors
 
     @staticmethod
-    def _number(key: str, value: Any, minimum: float, maximum: float, exclusive: bool) -> None:
+    def number(key: str, value: Any, minimum: float, maximum: float, exclusive: bool = False) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise UserError(f"env.{key}: {value!r} is not a number")
         if not math.isfinite(value) or value < minimum or value > maximum or (exclusive and value == minimum):

@@ -32,6 +32,16 @@ def test_equal_split_in_closed_form():
     torch.testing.assert_close(shares[..., 1], 0.1 * hit)
 
 
+def test_equal_split_counts_attached_users_only():
+    scenario = load_scenario("paper", users=4)
+    cells = cells_of(scenario, 1)
+    cells["request"] = torch.tensor([[[0, 5, 1, 0]]])  # hit, miss, hit, hit
+    cells["attached"] = torch.tensor([[[True, True, False, False]]])
+    hit = hits(cells["cache"], cells["request"])
+    shares = amend_allocation(EqualAllocator(scenario, EqualConfig()).decide(cells), hit, cells["attached"])
+    torch.testing.assert_close(shares[0, 0], torch.tensor([[0.5, 0.5], [0.5, 0.0], [0.0, 0.0], [0.0, 0.0]]))
+
+
 def test_exact_achieves_through_the_environment_what_its_bound_promises():
     scenario = load_scenario("paper")
     cells = cells_of(scenario, 16)
@@ -52,6 +62,11 @@ def test_genetic_is_seeded_and_between_equal_split_and_bound():
     first = allocator.decide(cells)
     allocator.seed(1)
     assert torch.equal(first, allocator.decide(cells))
+    assert not torch.equal(first, allocator.decide(cells))
+    assert (first.abs() <= 1).all()
+    hit = hits(cells["cache"], cells["request"])
+    shares = amend_allocation(first, hit, cells["attached"])
+    assert (shares >= 0).all() and (shares.sum(-2) <= 1 + 1e-6).all() and (shares[..., 1][~hit] == 0).all()
     genetic = utility(scenario, cells, allocator)
     keys = ("request", "input_bits", "output_bits", "gain", "cache", "attached")
     assert (genetic <= slot_bound(scenario, *(cells[key] for key in keys))["bound"] + 1e-5).all()

@@ -1,5 +1,6 @@
 """Cachers without learning: random, popular, oracle, most requested, least recently used."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +17,7 @@ from lightning_t2drl.system import amend_cache, fill_in_order, load_scenario
 from lightning_t2drl.system.caching import fits
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0.1, 30), min_size=1, max_size=12), st.floats(0.05, 60), st.integers(0, 1000))
 def test_filling_is_maximal_and_everything_fits(sizes, capacity, seed):
     capacity = max(capacity, min(sizes))
@@ -80,6 +81,38 @@ def test_an_evaluation_in_between_leaves_memory_untouched():
         before = cacher.extra_state()["priority"].clone()
         evaluate(scenario, cacher, ExactAllocator(scenario, ExactConfig()), episodes=5, seed=0)
         assert torch.equal(cacher.extra_state()["priority"], before)
+
+
+@pytest.mark.parametrize(("kind", "config"), [(LRUCacher, LRUConfig), (MostRequestedCacher, MostRequestedConfig)])
+def test_memory_survives_a_file_before_and_within_an_episode(kind, config, tmp_path):
+    scenario = load_scenario("paper", users=2, model_storage_gb=[1.0, 1.0, 1.0, 1.0], storage_capacity_gb=2.0)
+    cacher, copy = kind(scenario, config()), kind(scenario, config())
+
+    def transfer():
+        torch.save(cacher.extra_state(), tmp_path / "state")
+        copy.load_extra_state(torch.load(tmp_path / "state", weights_only=True))
+
+    transfer()
+    before = watch(cacher, [[3, 3], [2, 1]])
+    assert watch(copy, [[3, 3], [2, 1]]) == before
+    copy.start_episode(EdgeAIGCEnv(scenario, 7).observe())  # other worlds in between
+    transfer()
+    cells = EdgeAIGCEnv(scenario, 1).observe()
+    for one in (cacher, copy):
+        one.observe(cells)
+    assert torch.equal(cacher.decide(cells), copy.decide(cells))
+    assert copy.extra_state().keys() == cacher.extra_state().keys()
+    assert torch.equal(cacher.priority, copy.priority)
+
+
+@pytest.mark.parametrize(("kind", "config"), [(LRUCacher, LRUConfig), (MostRequestedCacher, MostRequestedConfig)])
+def test_users_of_other_cells_are_not_counted(kind, config):
+    scenario = load_scenario("paper", users=2)
+    cacher, cells = kind(scenario, config()), EdgeAIGCEnv(scenario, 1).observe()
+    cacher.start_episode(cells)
+    cells["request"], cells["attached"] = torch.tensor([[[4, 7]]]), torch.tensor([[[False, True]]])
+    cacher.observe(cells)
+    assert cacher.priority.nonzero().tolist() == [[0, 0, 7]]
 
 
 def test_oracle_follows_the_true_state_and_beats_popular():

@@ -79,6 +79,11 @@ def test_same_seed_same_worlds_whoever_acts_and_state_replays_exactly():
     one, two = a.rollout(12), b.rollout(12)
     assert torch.equal(one["cells", "gain"], two["cells", "gain"])  # though their random actions differ
     assert not torch.equal(one["cells", "gain"], other.rollout(12)["cells", "gain"])
+    acted = one["cells", "action"]
+    c, d = make(3, seed=7), make(3, seed=7)
+    for slot in range(3):
+        assert (c.play(acted["cache"][:, slot], acted["allocation"][:, slot])
+                == d.play(acted["cache"][:, slot], acted["allocation"][:, slot])).all()  # fmt: skip
     saved = a.get_state()
     cache, raw = one["cells", "action", "cache"][:, 0], one["cells", "action", "allocation"][:, 0]
     first = [a.play(cache, raw) for _ in range(3)]
@@ -96,6 +101,16 @@ def test_partial_reset_leaves_other_worlds_alone():
     assert torch.equal(fresh["cells", "gain"][1:], last["cells", "gain"][1:])
     assert not torch.equal(fresh["cells", "gain"][0], last["cells", "gain"][0])
     assert fresh["frame_start"].flatten().tolist() == [True, False, False]
+    assert not fresh["cells", "cache"][0].any() and torch.equal(fresh["cells", "cache"][1:], last["cells", "cache"][1:])
+    # The others go on with their frame: cache latched, slots counted, frame reward summed over all ten slots.
+    with torch.random.fork_rng():
+        rest = env.rollout(5, auto_reset=False, tensordict=fresh, break_when_any_done=False)
+    assert rest["next", "frame_start"][:, :, 0].tolist() == [[False] * 5] + [[False] * 4 + [True]] * 2
+    assert torch.equal(rest["next", "cells", "cache"][1:, -1], last["cells", "cache"][1:])
+    slots = torch.cat((roll["next", "cells", "reward", "slot"], rest["next", "cells", "reward", "slot"]), 1)
+    frame = rest["next", "cells", "reward", "frame"]
+    torch.testing.assert_close(frame[1:, -1], slots[1:].mean(1))
+    assert (frame[0] == 0).all()
 
 
 def test_episodes_are_truncated_after_all_frames():

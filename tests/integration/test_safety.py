@@ -65,7 +65,9 @@ def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_previous_checkpoin
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match=r"frame=0*6\.ckpt: the checkpoint cannot be written \(No space left on device\)"):
+    with pytest.raises(
+        UserError, match=r"frame=0*6\.ckpt: the checkpoint cannot be written \(No space left on device\)"
+    ):
         run_train("evaluation.every_n_frames=0", output_dir=tmp_path)
     monkeypatch.undo()
     names = [p.name for p in (tmp_path / "checkpoints").iterdir()]

@@ -22,7 +22,8 @@ LEARNERS = ["t2drl", "quickstart"]
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_runs_and_leaves_its_files(experiment, run_train, run_evaluate, tmp_path):
     out = tmp_path / "run"
-    extra = ["evaluation.final_episodes=2", "figures=true"]
+    extra = ["evaluation.final_episodes=2", "evaluation.every_n_frames=2", "figures=true"]
+    extra += {"oracle": ["cacher.slots=4"], "schrs": ["allocator.generations=2"]}.get(experiment, [])
     summary = run_train(f"experiment={experiment}", *extra, output_dir=out)
     for name in ("config.yaml", "metrics.csv", "evaluations.csv", "evaluation.json", "summary.json", "checkpoints"):
         assert (out / name).exists(), name

@@ -24,7 +24,7 @@ def decisions(draw):
 
 def assert_feasible(shares, hit, attached):
     assert torch.isfinite(shares).all()
-    assert (shares >= 0).all() and (shares.sum(-2) <= 1 + 1e-5).all()
+    assert (shares >= 0).all() and (shares.sum(-2) <= 1 + 1e-6).all()
     assert (shares[..., 0][~attached] == 0).all()
     assert (shares[..., 1][~(hit & attached)] == 0).all()
 

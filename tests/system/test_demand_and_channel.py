@@ -56,7 +56,7 @@ def test_requests_and_popularity_follow_their_probabilities():
     assert torch.equal(within["popularity"], following["popularity"])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0, 1), st.floats(0, 1e4), st.floats(0, 1e4), st.floats(0, 500))
 def test_users_never_leave_the_disc(seed, memory, deviation, duration, speed):
     scenario = load_scenario("paper", mobility_memory=memory, speed_deviation=deviation, slot_duration=duration,

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from lightning_t2drl.errors import UserError
 from lightning_t2drl.system import load_scenario
 
 
@@ -41,6 +42,9 @@ def test_si_overrides_and_config_keys_agree():
             else value == b.as_dict()[key]
         )
     assert load_scenario("paper", full_steps=150).full_steps.tolist() == [150.0] * 10
+    several = load_scenario("paper", full_steps=150, floor_steps=50, service={"base_seconds": 1.0})
+    assert [v[0].item() for v in (several.full_steps, several.floor_steps, several.base_seconds)] == [150, 50, 1]
+    assert several.seconds_per_step[0].item() == pytest.approx(0.18)
     assert load_scenario("paper") == load_scenario("paper")
 
 
@@ -51,3 +55,51 @@ def test_smallest_sizes_work(size):
 
     env = EdgeAIGCEnv(load_scenario("paper", **size), 2)
     assert torch.isfinite(env.rollout(4, break_when_any_done=False)["next", "cells", "reward", "slot"]).all()
+
+
+BAD = {
+    "nonsense": {"nonsense": 1},
+    "users": {"users": 0},
+    "users ": {"users": 2.5},
+    "users  ": {"users": "many"},
+    "cells": {"cells": 2},
+    "alpha": {"alpha": 1.1},
+    "alpha ": {"alpha": float("nan")},
+    "alpha  ": {"alpha": None},
+    "deadline": {"deadline": float("inf")},
+    "radius": {"radius": -1.0},
+    "min_distance": {"min_distance": 250.0},
+    "slot_duration": {"slot_duration": float("nan")},
+    "popularity_change_every": {"popularity_change_every": 0},
+    "ranking": {"ranking": "alphabetic"},
+    "popularity_observation": {"popularity_observation": "all"},
+    "input_mb": {"input_mb": [10.0, 5.0]},
+    "output_mb": {"output_mb": [5.0]},
+    "model_storage_gb": {"model_storage_gb": 5},
+    "model_storage_gb ": {"model_storage_gb": [1.0, 0.0]},
+    "storage_capacity_gb": {"storage_capacity_gb": 2.0},
+    "zipf_skewness": {"zipf_skewness": []},
+    "popularity_transition": {"zipf_skewness": [1.0]},
+    "popularity_transition ": {"popularity_transition": [[0.5, 0.5, 0.1]] * 3},
+    "service.full_steps": {"full_steps": [170.0, 170.0]},
+    "service.full_steps ": {"full_steps": 60.0000001},  # equal in float32
+    "service.base_seconds": {"base_seconds": "long"},
+    "service.best_metric": {"best_metric": 110.0},
+    "service.nonsense": {"service": {"nonsense": 1}},
+    "bandwidth": {"bandwidth": "wide"},
+    "model_storage": {"model_storage": [8e9, None]},
+    "user_power": {"user_power": 0.0},
+    "user_power ": {"user_power": "strong"},
+}
+
+
+@pytest.mark.parametrize(("key", "override"), BAD.items())
+def test_what_cannot_be_is_one_line_that_names_the_key(key, override):
+    with pytest.raises(UserError) as error:
+        load_scenario("paper", **override)
+    assert str(error.value).startswith(f"env.{key.strip()}: ") and "\n" not in str(error.value)
+
+
+def test_an_unknown_scenario_names_those_there_are():
+    with pytest.raises(UserError, match=r"env=nowhere: no such scenario; there are drift.*paper"):
+        load_scenario("nowhere")

@@ -61,7 +61,7 @@ def reference(s, request, d_in, d_out, gain, cache, bandwidth, steps):
     return out
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 6), st.integers(0, 2**31), st.floats(0, 1), st.floats(0, 3))
 def test_agrees_with_a_plain_implementation_on_random_worlds(users, models, seed, alpha, penalty):
     draw = torch.Generator().manual_seed(seed)
@@ -112,6 +112,26 @@ def test_zero_share_never_arrives_and_scores_the_floor():
     served = one(load_scenario("paper"), bandwidth=[0.0, 1.0])
     assert served["delay"][0] == torch.inf and served["violated"][0]
     assert served["utility"][0].item() == pytest.approx(0.5 * 1 + 0.5 * -1 - 0.5)
+
+
+def test_the_deadline_itself_is_met():
+    served = one(load_scenario("paper"))
+    delay = served["delay"][0].item()
+    for deadline, late in ((delay, False), (delay * (1 - 1e-6), True)):
+        served = one(load_scenario("paper", deadline=deadline, slot_duration=60.0))
+        assert served["violated"][0].item() is late
+        assert served["latency"][0].item() == pytest.approx(0.0, abs=1e-5)
+        assert served["utility"][0].item() == pytest.approx(0.5 - 0.5 * late, abs=1e-5)
+
+
+def test_profiles_belong_to_models_and_metrics_may_be_better_when_higher():
+    service = {"floor_steps": 0.0, "full_steps": [100.0, 50.0], "worst_metric": [110.0, 0.2], "best_metric": [28.0, 0.9],
+               "seconds_per_step": [0.1, 0.4], "base_seconds": [1.0, 3.0]}  # fmt: skip
+    scenario = load_scenario("paper", model_storage_gb=[1.0, 1.0], service=service)
+    served = one(scenario, cache=[True, True], steps=[25.0, 25.0])
+    assert served["quality"].tolist() == pytest.approx([0.25, 0.5])
+    assert served["tv"].tolist() == pytest.approx([89.5, 0.55])
+    assert served["generation_delay"].tolist() == pytest.approx([3.5, 13.0])
 
 
 def test_a_miss_gets_the_clouds_quality_whatever_steps_it_was_given():
