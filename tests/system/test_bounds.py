@@ -112,7 +112,8 @@ def test_bandwidth_split_against_scipy():
 
 def test_step_knapsack_against_highs():
     """With bandwidth in abundance and no deadline the slot is the knapsack alone, which HiGHS solves exactly."""
-    scenario = load_scenario("paper", users=9, deadline_penalty=0.0, deadline=200.0, bandwidth=20e12, step_budget=700.0,
+    scenario = load_scenario("paper", users=9, deadline_penalty=0.0, deadline=200.0, bandwidth=20e9, step_budget=700.0,
+                             user_power_dbm=150.0, station_power_dbm=150.0,
                              service={"full_steps": [100.0 + 15 * m for m in range(10)]})  # fmt: skip
     slot, _ = sample(scenario, 4, seed=2)
     cache = torch.ones(4, 10, dtype=torch.bool)
