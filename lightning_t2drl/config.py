@@ -119,6 +119,53 @@ class EvaluateConfig:
         within("", self, seed=(0, 2**63 - 1), episodes=(1, 1e6))
 
 
+@dataclass
+class SuiteConfig:
+    """`configs/suite/*.yaml`: what a benchmark compares."""
+
+    name: str = ""
+    env: str = "paper"
+    sweep: str | None = None
+    values: list[float] = field(default_factory=list)
+    reference: str = "rcars"
+    best: str = "oracle"
+    learners: dict[str, str] = field(default_factory=dict)
+    fixed: dict[str, list[str]] = field(default_factory=dict)
+    seeds_small: int = 5
+    seeds_full: int = 10
+    frames_small: int = 160
+    frames_full: int = 1000
+    episodes_small: int = 100
+    episodes_full: int = 500
+    slow_episodes_small: int = 4
+    slow_episodes_full: int = 20
+
+    def __post_init__(self) -> None:
+        counts = (1, 1e6)
+        within("suite", self, seeds_small=counts, seeds_full=counts, frames_small=counts, frames_full=counts)
+        within("suite", self, episodes_small=counts, episodes_full=counts)
+        within("suite", self, slow_episodes_small=counts, slow_episodes_full=counts)
+
+    def amount(self, what: str, budget: str) -> int:
+        """`seeds`, `frames`, `episodes` or `slow_episodes` on a budget."""
+        return int(getattr(self, f"{what}_{budget}"))
+
+
+@dataclass
+class BenchmarkConfig:
+    """The composed configuration of `benchmark.py`; `configs/benchmark.yaml` says what each key means."""
+
+    suite: SuiteConfig = field(default_factory=SuiteConfig)
+    budget: str = "small"
+    output_dir: str = "results"
+    work_dir: str = "runs/benchmark"
+    workers: int = 2
+
+    def __post_init__(self) -> None:
+        one_of("", self, budget=("small", "full"))
+        within("", self, workers=(1, 1024))
+
+
 def strict(schema: type[T], config: DictConfig | Mapping[str, Any]) -> T:
     """A composed config as an instance of its schema; also catches what `+key=` smuggled past Hydra.
 

@@ -1,19 +1,23 @@
 """How good a slot can be: a proven upper bound, an allocation close to it, and the cache that is best on average.
 
 The slot's problem, for a given cache, is to choose shares b and steps x with sum b <= 1 and sum x <= L so that the
-users' mean utility is largest (system model, section 8). Call a hit **active** when x > A1, that is when its steps buy
-any quality, and k the number of active users. For multipliers lambda, mu >= 0 let
+users' mean utility is largest (system model, section 8). Split what may happen to a user into two classes, such as
+late and on time, and let k be the number of users in the second. For multipliers lambda, mu >= 0 let
 
-    v_u = max over inactive (b, x) of [utility_u(b, x) - lambda b - mu x],    w_u = the supremum over active (b, x),
+    v_u, w_u = suprema over (b, x) of the first and of the second class of [utility_u(b, x) - lambda b - mu x],
     Phi_k(lambda, mu) = lambda + mu L + sum_u v_u + the sum of the k largest w_u - v_u.
 
-**Proof that max_k Phi_k / U is a bound.** Take a feasible (b, x) with k active users. As sum b <= 1 and sum x <= L,
-sum_u utility_u <= lambda + mu L + sum_u [utility_u - lambda b_u - mu x_u], and each bracket is at most w_u for the k
-active users and v_u for the others: at most Phi_k in all, whatever the multipliers, which may thus be chosen for each
-k on its own. That the count is kept is what closes most of the gap: without it the bound would grant fractions of the
-first A1 steps. The floor of l and the penalty chi are included, since nothing about utility_u is relaxed; only v and w
-must not be too small. They are exact over three regimes that together cover every (b, x), with b in [0, 1] and x in
-[A1, min(A3, L)] where active and x = 0 elsewhere (more steps only cost), see `_Users.respond`:
+**Proof that max_k Phi_k / U is a bound.** Take a feasible (b, x) with k users in the second class. As sum b <= 1 and
+sum x <= L, sum_u utility_u <= lambda + mu L + sum_u [utility_u - lambda b_u - mu x_u], and each bracket is at most w_u
+for those k users and v_u for the others: at most Phi_k in all, whatever the multipliers, which may thus be chosen for
+each k on its own, and whatever the split, so that the least over several splits is a bound, too. That the count is
+kept is what closes the gap: without it the bound would grant fractions of the first A1 steps, and would miss deadlines
+by fractions of a user. So users are split into **active** hits (x > A1, steps that buy quality) and others, and, where
+that leaves a gap, into those on time and those late.
+
+The floor of l and the penalty chi are included, since nothing about utility_u is relaxed; only v and w must not be too
+small. They are exact over three regimes that together cover every (b, x), with b in [0, 1] and x in [A1, min(A3, L)]
+where active and x = 0 elsewhere (more steps only cost), see `_Users.respond`:
 
 - starved, b = 0: l = -1 and late; the objective is linear in x, so x is at an end;
 - late: l taken as 1 - D / tau without its floor. That never exceeds the true l, and equals it where l > -1; where
@@ -46,6 +50,9 @@ from lightning_t2drl.system.world import draw_noise, initial_state, new_slot
 # leave a hair of the deadline and of the bandwidth free.
 BOUND_LENIENCE, DEADLINE_SLACK, BANDWIDTH_SLACK = 1e-6, 2e-5, 1e-6
 STARVED, LATE, ON_TIME = 0, 1, 2
+# A user's options are these regimes without quality, then active; here they are split into two classes.
+BY_ACTIVITY, BY_DEADLINE = ((0, 1, 2), (3, 4, 5)), ((0, 1, 3, 4), (2, 5))
+Split = tuple[tuple[int, ...], tuple[int, ...]]
 CLOSE = 1e-5  # utility per user that is not worth a search
 TINY = 1e-300
 
@@ -109,12 +116,12 @@ class _Users:
         cut: dict[str, Any] = {f.name: v[index] for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
         return replace(self, **cut)
 
-    def respond(self, price: Tensor, step_price: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Each user's best answer to the prices lambda, mu [n, 1], inactive and active; see the module's docstring.
+    def respond(self, price: Tensor, step_price: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Each user's best (b, x) at the prices lambda, mu [n, 1] under each option; see the module's docstring.
 
         Returns:
-            Value, bandwidth share, steps and mode, each [2, n, U]: inactive, then active. The value of what cannot be
-            is -inf.
+            Value net of prices, bandwidth share and steps, each [6, n, U], see `BY_ACTIVITY`. The value of what cannot
+            be is -inf.
         """
         quality_slope = self.alpha / (self.full - self.floor) - step_price
         slope = quality_slope - (1 - self.alpha) * self.per_step / self.deadline
@@ -141,11 +148,9 @@ class _Users:
         latency[:, :ON_TIME] -= self.penalty
         value = self.alpha * self.quality(x) + latency - price * b - step_price * x
         value[:, ON_TIME].masked_fill_(least > 1 + 1e-9, -torch.inf)  # the tolerance forgives rounding
-        best, mode = value.max(1)
-        best = best * self.attached
-        best[1].masked_fill_(~self.hit | (most <= self.floor), -torch.inf)
-        pick = mode.unsqueeze(1)
-        return best, b.gather(1, pick)[:, 0] * self.attached, x.gather(1, pick)[:, 0] * self.hit, mode
+        value[1].masked_fill_(~self.hit | (most <= self.floor), -torch.inf)
+        value = torch.where(self.attached, value, 0.0)
+        return value.flatten(0, 1), (b * self.attached).flatten(0, 1), (x * self.hit).flatten(0, 1)
 
 
 def _users(
@@ -191,7 +196,7 @@ def slot_bound(
         cache: bool [*, M].
         attached: bool [*, U]; all when left out.
         rounds: of local improvement of the allocation; 0 keeps what the dual suggests.
-        counts: how many numbers k of active users get multipliers of their own; 0 is the plain dual.
+        counts: how many values of k get multipliers of their own; 0 leaves the plain dual, with one split.
 
     Returns:
         TensorDict of batch size [*]: `bound` [*] on the mean utility over attached users over all feasible allocations
@@ -205,8 +210,7 @@ def slot_bound(
 
     inputs = [flat(v) for v in (request, input_bits, output_bits, gain, cache, attached)]
     users = _users(scenario, *inputs)
-    bound, plans = _dual(users, counts)
-    plan = _primal(replace(users, in_time=scenario.deadline * (1 - DEADLINE_SLACK)), plans, bound, rounds)
+    bound, plan = _solve_slots(users, rounds, counts)
     b, x = plan.bandwidth.float(), plan.steps.float()
     request, input_bits, output_bits, gain, cache, attached = inputs
     served = serve(scenario, request, input_bits, output_bits, gain, cache, b, x, attached)
@@ -218,12 +222,26 @@ def slot_bound(
     return TensorDict(out, batch_size=batch, device=request.device)
 
 
-def _dual(users: _Users, counts: int) -> tuple[Tensor, list[_Plan]]:
+def _solve_slots(users: _Users, rounds: int, counts: int) -> tuple[Tensor, _Plan]:
+    """Bound on the users' total utility [n] and the best plan found, splitting by deadline where a gap is left."""
+    careful = replace(users, in_time=users.deadline * (1 - DEADLINE_SLACK))
+    bound, plans = _dual(users, BY_ACTIVITY, counts)
+    plan, value = _primal(careful, plans, bound, rounds)
+    rows = (value < bound - CLOSE * users.attached.sum(-1)).nonzero().squeeze(-1)
+    if counts == 0 or len(rows) == 0:
+        return bound, plan
+    other, plans = _dual(users.rows(rows), BY_DEADLINE, counts)
+    bound[rows] = torch.minimum(bound[rows], other)
+    plans.append(_Plan(*(part[rows] for part in plan)))
+    return bound, _put(plan, rows, _primal(careful.rows(rows), plans, bound[rows], rounds)[0])
+
+
+def _dual(users: _Users, split: Split, counts: int) -> tuple[Tensor, list[_Plan]]:
     """The least max_k Phi_k found [n], and plans that answer the prices met on the way.
 
     Starts from prices common to all k and then gives the k of the highest Phi_k its own, `counts` times.
     """
-    search = _Search(users, None)
+    search = _Search(users, split, None)
     table, plans = search.run(), [search.plan]
     settled = torch.zeros_like(table, dtype=torch.bool)
     for _ in range(counts):
@@ -231,34 +249,36 @@ def _dual(users: _Users, counts: int) -> tuple[Tensor, list[_Plan]]:
         rows = (~settled.gather(-1, top)).squeeze(-1).nonzero().squeeze(-1)
         if len(rows) == 0:
             break
-        search = _Search(users.rows(rows), top[rows])
+        search = _Search(users.rows(rows), split, top[rows])
         table[rows] = torch.minimum(table[rows], search.run())
         settled[rows] = settled[rows].scatter(-1, top[rows], True)
-        merged = _Plan(*(old.index_copy(0, rows, new) for old, new in zip(plans[0], search.plan, strict=True)))
-        plans.append(merged)
+        plans.append(_put(plans[0], rows, search.plan))
     return table.amax(-1), plans
 
 
 class _Search:
     """Minimises Phi_k over both prices for one k per slot, or max_k Phi_k where `count` is None."""
 
-    def __init__(self, users: _Users, count: Tensor | None) -> None:
-        self.users, self.count = users, count
+    def __init__(self, users: _Users, split: Split, count: Tensor | None) -> None:
+        self.users, self.split, self.count = users, split, count
         n, width = users.link.shape
         self.table = users.link.new_full((n, width + 1), torch.inf)  # least Phi_k met, for every k
         self.plan = _Plan(users.link, users.link, users.link)  # set by `evaluate`
 
     def evaluate(self, price: Tensor, step_price: Tensor) -> Tensor:
         """Phi [n, 1] at these prices [n, 1]; keeps the plan that answers them and each k's least Phi_k."""
-        value, b, x, mode = self.users.respond(price, step_price)
-        ranked, order = (value[1] - value[0]).sort(-1, descending=True)
-        phi = price + step_price * self.users.budget + value[0].sum(-1, keepdim=True)
+        value, b, x = self.users.respond(price, step_price)
+        (first, option), (second, other) = (value[list(members)].max(0) for members in self.split)
+        ranked, order = (second - first).sort(-1, descending=True)
+        phi = price + step_price * self.users.budget + first.sum(-1, keepdim=True)
         table = torch.cat((phi, phi + ranked.cumsum(-1)), -1)
         self.table = torch.minimum(self.table, table)
         count = table.argmax(-1, keepdim=True) if self.count is None else self.count
         ranks = torch.arange(ranked.shape[-1], device=count.device).expand_as(ranked)
-        active = torch.zeros_like(self.users.hit).scatter(-1, order, ranks < count)
-        self.plan = _Plan(*(torch.where(active, part[1], part[0]) for part in (b, x, mode)))
+        chosen = torch.zeros_like(self.users.hit).scatter(-1, order, ranks < count)
+        names = [torch.tensor(members, device=count.device) for members in self.split]
+        option = torch.where(chosen, names[1][other], names[0][option]).unsqueeze(0)
+        self.plan = _Plan(b.gather(0, option)[0], x.gather(0, option)[0], option[0] % 3)
         return table.gather(-1, count)
 
     def run(self) -> Tensor:
@@ -268,13 +288,12 @@ class _Search:
         rows = (self.plan.steps.sum(-1) > self.users.budget).nonzero().squeeze(-1)  # elsewhere steps are free
         if len(rows):
             count = None if self.count is None else self.count[rows]
-            scarce = _Search(self.users.rows(rows), count)
+            scarce = _Search(self.users.rows(rows), self.split, count)
             high = (scarce.users.alpha / (scarce.users.full - scarce.users.floor)).amax(-1, keepdim=True)
             low = _minimise(scarce.at_step_price, 1e-4 * high, high, 6)[0]
             scarce.at_step_price(low)
             self.table[rows] = torch.minimum(self.table[rows], scarce.table)
-            for mine, theirs in zip(self.plan, scarce.plan, strict=True):
-                mine[rows] = theirs
+            self.plan = _put(self.plan, rows, scarce.plan)
         return self.table
 
     def at_step_price(self, step_price: Tensor) -> tuple[Tensor, Tensor]:
@@ -345,8 +364,11 @@ def _within_budget(users: _Users, x: Tensor) -> Tensor:
     return torch.zeros_like(x).scatter(-1, order, granted)
 
 
-def _primal(users: _Users, plans: list[_Plan], bound: Tensor, rounds: int) -> _Plan:
-    """The best of the dual's plans, made feasible, and improved up to `rounds` times where the bound [n] is not met."""
+def _primal(users: _Users, plans: list[_Plan], bound: Tensor, rounds: int) -> tuple[_Plan, Tensor]:
+    """The best of the plans, made feasible and improved up to `rounds` times where it misses the bound; and its value.
+
+    Both bound and value are of the users' total utility, [n].
+    """
     late = _Plan(users.link, torch.zeros_like(users.link), torch.full_like(plans[0].mode, LATE))  # always possible
     best, best_value = late, torch.full_like(bound, -torch.inf)
     for plan in (late, *plans):
@@ -359,9 +381,14 @@ def _primal(users: _Users, plans: list[_Plan], bound: Tensor, rounds: int) -> _P
         if len(rows) == 0:
             break
         better, value = _change_one(users.rows(rows), _Plan(*(part[rows] for part in best)), best_value[rows])
-        best = _Plan(*(old.index_copy(0, rows, new) for old, new in zip(best, better, strict=True)))
+        best = _put(best, rows, better)
         best_value = best_value.index_copy(0, rows, value)
-    return best
+    return best, best_value
+
+
+def _put(plan: _Plan, rows: Tensor, part: _Plan) -> _Plan:
+    """A copy of the plan with some slots' replaced."""
+    return _Plan(*(old.index_copy(0, rows, new) for old, new in zip(plan, part, strict=True)))
 
 
 def _choose(first: Tensor, plan: _Plan, other: _Plan) -> _Plan:

@@ -1,0 +1,142 @@
+"""A suite's results as Markdown tables with intervals, and as figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from rliable import library, metrics
+
+from lightning_t2drl.config import SuiteConfig
+from lightning_t2drl.reporting.figures import PALETTE, save, style
+
+REPETITIONS = 2000
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Interquartile mean over seeds and its 95 % stratified bootstrap interval (rliable)."""
+    if len(values) < 2:
+        return float(values.mean()), float("nan"), float("nan")
+    scores = {"scheme": values.reshape(-1, 1)}
+    point, bounds = library.get_interval_estimates(
+        scores, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=REPETITIONS, random_state=np.random.RandomState(0)
+    )
+    low, high = bounds["scheme"].flatten()
+    return float(point["scheme"][0]), float(low), float(high)
+
+
+def _cells(values: np.ndarray, digits: int) -> str:
+    mean, low, high = interval(values)
+    return f"{mean:.{digits}f}" if np.isnan(low) else f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def summary_rows(results: pd.DataFrame, suite: SuiteConfig) -> list[dict[str, str]]:
+    """One row per value and scheme: utility, hit ratio, improvements, share of the way to the best."""
+    rows = []
+    for value, group in results.groupby("value", dropna=False):
+        fixed = group.set_index("scheme")
+        reference, best = fixed.loc[suite.reference], fixed.loc[suite.best]
+        for scheme, own in group.groupby("scheme", sort=False):
+            utility, hits = own["utility"].to_numpy(), own["hit_ratio"].to_numpy()
+            way = (utility - reference["utility"]) / (best["utility"] - reference["utility"])
+            row = {} if suite.sweep is None else {suite.sweep: f"{value:g}"}
+            row |= {
+                "scheme": str(scheme),
+                "seeds": str(len(own)) if own["seed"].notna().any() else "-",
+                "utility per slot": _cells(utility, 4),
+                "hit ratio": _cells(hits, 3),
+                "utility vs " + suite.reference: f"{100 * (utility.mean() / reference['utility'] - 1):+.2f} %",
+                "hit ratio vs " + suite.reference: f"{100 * (hits.mean() / reference['hit_ratio'] - 1):+.2f} %",
+                "of " + suite.best: _cells(100 * utility / best["utility"], 2) + " %",
+                "of the way": _cells(100 * way, 1) + " %",
+            }
+            rows.append(row)
+    return rows
+
+
+def probability_of_improvement(results: pd.DataFrame, suite: SuiteConfig) -> list[str]:
+    """For every pair of learners, the probability that a run of one beats one of the other (rliable)."""
+    lines = []
+    learners = list(suite.learners)
+    for i, ours in enumerate(learners):
+        for theirs in learners[i + 1 :]:
+            matrices = [
+                results[results["scheme"] == name].pivot_table(
+                    index="seed", columns="value", values="utility", dropna=False
+                )
+                if suite.sweep
+                else results[results["scheme"] == name][["utility"]]
+                for name in (ours, theirs)
+            ]
+            x, y = (matrix.to_numpy() for matrix in matrices)
+            if len(x) < 2:
+                continue
+            point, bounds = library.get_interval_estimates(
+                {"pair": (x, y)},
+                metrics.probability_of_improvement,
+                reps=REPETITIONS,
+                random_state=np.random.RandomState(0),
+            )
+            low, high = np.asarray(bounds["pair"]).flatten()
+            difference = x.mean() - y.mean()
+            lines.append(
+                f"- P({ours} > {theirs}) = {float(np.asarray(point['pair'])):.2f} [{low:.2f}, {high:.2f}]; "
+                f"difference of mean utility {difference:+.4f}"
+            )
+    return lines
+
+
+def write_tables(results: pd.DataFrame, suite: SuiteConfig, directory: Path, provenance: list[str]) -> None:
+    """`README.md` with provenance, table and comparisons."""
+    rows = summary_rows(results, suite)
+    names = list(rows[0])
+    lines = [f"# Suite {suite.name}", "", *provenance, ""]
+    lines += [
+        "Interquartile mean over training seeds with 95 % stratified bootstrap intervals in brackets; schemes that"
+    ]
+    lines += [
+        f"do not train have one row. 'Of the way': from {suite.reference} (0 %) to {suite.best} (100 %) in utility.",
+        "",
+    ]
+    lines += ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    lines += ["| " + " | ".join(row[name] for name in names) + " |" for row in rows]
+    improvements = probability_of_improvement(results, suite)
+    lines += ["", *improvements] if improvements else []
+    lines += ["", f"![{suite.name}](figure.png)"]
+    (directory / "README.md").write_text("\n".join(lines) + "\n")
+
+
+def draw_comparison(results: pd.DataFrame, suite: SuiteConfig, directory: Path) -> Path:
+    """Utility and hit ratio: bars by scheme, or curves over the swept value."""
+    style()
+    figure, panels = plt.subplots(1, 2, figsize=(8.5, 3))
+    schemes = list(dict.fromkeys(results["scheme"]))
+    for axes, (column, label) in zip(
+        panels, (("utility", "utility per slot"), ("hit_ratio", "model hit ratio")), strict=True
+    ):
+        for place, (scheme, color) in enumerate(zip(schemes, PALETTE, strict=False)):
+            own = results[results["scheme"] == scheme]
+            if suite.sweep is None:
+                mean, least, most = interval(own[column].to_numpy())
+                spread = None if np.isnan(least) else [[mean - least], [most - mean]]
+                axes.barh(place, mean, xerr=spread, color=color, height=0.65, capsize=3)
+                continue
+            stats = np.array([interval(part[column].to_numpy()) for _, part in own.groupby("value")])
+            values = sorted(own["value"].unique())
+            axes.plot(values, stats[:, 0], color=color, marker="o", ms=3, label=scheme)
+            low, high = (np.where(np.isnan(bound), stats[:, 0], bound) for bound in stats[:, 1:].T)
+            axes.fill_between(values, low, high, color=color, alpha=0.2, lw=0)
+        if suite.sweep is None:
+            axes.set_yticks(range(len(schemes)), schemes if axes is panels[0] else [""] * len(schemes))
+            axes.invert_yaxis()
+            axes.grid(axis="y", visible=False)
+            axes.set_xlabel(label)
+        else:
+            axes.set_xlabel(suite.sweep)
+            axes.set_ylabel(label)
+    if suite.sweep is not None:
+        panels[1].legend(fontsize=7)
+    figure.tight_layout()
+    return save(figure, directory / "figure.png")
