@@ -43,6 +43,8 @@ def quiet():
     quiet_libraries()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
+    yield
+    torch.set_flush_denormal(False)  # entry points set it for their process, and hypothesis wants denormals
 
 
 @pytest.fixture
