@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 class FrameProgress(L.Callback):
@@ -20,13 +20,11 @@ class FrameProgress(L.Callback):
         if not trainer.is_global_zero:
             return
         self.progress = Progress(
-            TextColumn("frame"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=None),
+            TextColumn("frame {task.completed}/{task.total}"),
+            BarColumn(bar_width=8),
             TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(),
+            TimeRemainingColumn(),
             TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
             console=self.console,
             refresh_per_second=2,
         )
@@ -41,10 +39,7 @@ class FrameProgress(L.Callback):
         self.progress.update(self.task, completed=pl_module.frame)
         m = pl_module.last_log
         if m:
-            status = f"utility {m['utility']:.3f}  hit ratio {m['hit_ratio']:.3f}  {m['slots_per_second']:,.0f} slots/s"
-            evaluated = pl_module.last_evaluation
-            if evaluated:
-                status += f"  evaluated {evaluated['utility']:.3f}"
+            status = f"utility {m['utility']:.3f} hit ratio {m['hit_ratio']:.3f} {m['slots_per_second']:.0f} slots/s"
             self.progress.update(self.task, status=status)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:

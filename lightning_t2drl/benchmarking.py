@@ -155,6 +155,6 @@ def _provenance(config: BenchmarkConfig, command: str) -> list[str]:
         f"- commit {git.stdout.strip() or 'unknown'}, {date.today().isoformat()}, {platform.machine()} with "
         f"{os.cpu_count()} cores, Python {platform.python_version()}",
         f"- env={suite.env}; training seeds 0 to {suite.amount('seeds', budget) - 1}, "
-        f"{suite.amount('frames', budget)} frames of 16 worlds; {suite.amount('episodes', budget)} held-out episodes each, the same worlds for all "
-        f"({suite.amount('slow_episodes', budget)} for {', '.join(SEARCHING)})",
+        f"{suite.amount('frames', budget)} frames of 16 worlds; {suite.amount('episodes', budget)} held-out episodes, "
+        f"the same worlds for all schemes ({suite.amount('slow_episodes', budget)} for {', '.join(SEARCHING)})",
     ]

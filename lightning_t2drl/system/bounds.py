@@ -104,6 +104,11 @@ class _Users:
         left = self.in_time - self.rest(x)
         return torch.where(left > 0, self.link / left.clamp_min(TINY), torch.inf)
 
+    def steps_in_time(self, b: Tensor) -> Tensor:
+        """The most steps that meet the deadline with a share b; 0 where none do."""
+        left = self.in_time - self.fixed - self.link / b.clamp_min(TINY)
+        return (left / self.per_step.clamp_min(TINY)).clamp_min(0.0)
+
     def utility(self, x: Tensor, b: Tensor) -> Tensor:
         """The users' true utility, floor and penalty included; [*, n, U]."""
         delay = self.link / b.clamp_min(TINY) + self.rest(x)
@@ -129,7 +134,7 @@ class _Users:
         spare = self.in_time - self.fixed
         bent = (spare - (price * self.link * per_step / quality_slope.clamp_min(TINY)).sqrt()) / per_step
         bent = torch.maximum(torch.where(slope > 0, bent, self.floor), self.floor)
-        reach = ((spare - self.link) / per_step).clamp_min(0.0)
+        reach = self.steps_in_time(torch.ones_like(spare))
         most = self.most
         active = torch.stack(
             (
@@ -372,7 +377,10 @@ def _primal(users: _Users, plans: list[_Plan], bound: Tensor, rounds: int) -> tu
     late = _Plan(users.link, torch.zeros_like(users.link), torch.full_like(plans[0].mode, LATE))  # always possible
     best, best_value = late, torch.full_like(bound, -torch.inf)
     for plan in (late, *plans):
-        x = _within_budget(users, plan.steps)
+        # A plan may ride the deadline with all the bandwidth there is; it must stay feasible with a hair less.
+        shares = plan.bandwidth * (1 - 2 * BANDWIDTH_SLACK) / plan.bandwidth.sum(-1, keepdim=True).clamp_min(1.0)
+        x = torch.where(plan.mode == ON_TIME, torch.minimum(plan.steps, users.steps_in_time(shares)), plan.steps)
+        x = _within_budget(users, x)
         b, value = _fill(users, x, plan.mode)
         best = _choose(value > best_value, _Plan(b, x, plan.mode), best)
         best_value = torch.maximum(value, best_value)
@@ -461,7 +469,9 @@ def _sample_slots(scenario: Scenario, state: int, slots: int, seed: int) -> dict
     return {key: value[:, 0] for key, value in slot.items()}
 
 
-def _solve(scenario: Scenario, sample: dict[str, Tensor], caches: Tensor, slots: int, rounds: int) -> TensorDict:
+def _solve(
+    scenario: Scenario, sample: dict[str, Tensor], caches: Tensor, slots: int, rounds: int, counts: int = 4
+) -> TensorDict:
     """`slot_bound` of the first `slots` slots for every cache, [A, slots]."""
     first = {key: value[:slots].unsqueeze(0).expand(len(caches), -1, -1) for key, value in sample.items()}
     cache = caches.unsqueeze(1).expand(-1, slots, -1)
@@ -474,6 +484,7 @@ def _solve(scenario: Scenario, sample: dict[str, Tensor], caches: Tensor, slots:
         cache,
         first["attached"],
         rounds,
+        counts,
     )
 
 
@@ -483,9 +494,9 @@ def _by_halving(scenario: Scenario, sample: dict[str, Tensor], slots: int) -> Te
     number = 16
     while len(caches) > 1:
         number = min(number, slots)
-        scores = torch.cat(
-            [_solve(scenario, sample, part, number, rounds=0)["bound"].mean(-1) for part in caches.split(256)]
-        )
+        counts = 0 if number < slots and len(caches) > 256 else 4  # the plain dual is enough to tell the worst
+        parts = caches.split(256)
+        scores = torch.cat([_solve(scenario, sample, part, number, 0, counts)["bound"].mean(-1) for part in parts])
         keep = 1 if number == slots else max(len(caches) // 4, 4)
         caches = caches[scores.topk(min(keep, len(caches))).indices]
         number *= 4

@@ -11,6 +11,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp, minimize
 
 from lightning_t2drl.system import all_caches, load_scenario, serve
 from lightning_t2drl.system.bounds import oracle_caches, slot_bound
+from lightning_t2drl.system.channel import access_time
 from lightning_t2drl.system.world import initial_state
 
 KEYS = ("request", "input_bits", "output_bits", "gain")
@@ -30,7 +31,7 @@ def solve(scenario, slot, cache, **more):
     return slot_bound(scenario, *(slot[key] for key in KEYS), cache, **more)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.integers(1, 3),
     st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0]),
@@ -57,7 +58,7 @@ def test_brute_force_never_beats_the_bound(users, alpha, penalty, fade, budget, 
     assert (found["achieved"] <= found["bound"] + 2e-6).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(1, 12), st.sampled_from(["paper", "drift"]), st.sampled_from([1.0, 1e-3]), st.integers(0, 10_000))
 def test_the_allocation_is_feasible_and_achieves_what_it_says(users, name, fade, seed):
     scenario = load_scenario(name, users=users)
@@ -78,15 +79,38 @@ def test_it_is_tight_with_a_sensible_cache():
     cache = torch.tensor([m in (0, 1, 2, 4, 6) for m in range(10)]).expand(300, -1)
     found = solve(scenario, slot, cache)
     gap = (found["bound"] - found["achieved"]) / found["bound"]
-    assert gap.min() >= -1e-6 and gap.median() < 0.006 and gap.quantile(0.95) < 0.012
+    assert gap.min() >= -1e-6 and gap.median() < 1e-5 and gap.quantile(0.95) < 1e-3
+
+
+def test_a_lone_user_gets_the_steps_that_the_deadline_leaves():
+    """With the whole band and quality alone at stake, x = min((tau - B2 - a) / B1, A3): closed form, floor to deep."""
+    scenario = load_scenario("paper", users=1, alpha=1.0)
+    slot, _ = sample(scenario, 200)
+    slot["gain"] = torch.logspace(-15, -12, 200).unsqueeze(-1)
+    found = solve(scenario, slot, torch.ones(200, 10, dtype=torch.bool))
+    left = 60 - 5.74 - access_time(scenario, slot["gain"], slot["input_bits"], slot["output_bits"]).double()
+    on_time = ((left / 0.18 - 60) / 110).clamp(0, 1) - 0.5 * (left < 0)
+    best = torch.maximum(on_time, torch.tensor(0.5)).squeeze(-1)  # late with full quality costs chi alone
+    assert ((best > 0.51) & (best < 0.99)).sum() > 3  # some are held back by the deadline
+    assert (found["bound"] >= best - 1e-6).all()
+    torch.testing.assert_close(found["bound"].double(), best, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found["achieved"].double(), best, rtol=0, atol=1e-4)
+
+
+def test_users_of_another_cell_change_nothing():
+    slot, cache = sample(load_scenario("paper", users=6), 30)
+    attached = (torch.arange(6) < 4).expand(30, -1)
+    found = solve(load_scenario("paper", users=6), slot, cache, attached=attached)
+    alone = solve(load_scenario("paper", users=4), {key: value[:, :4] for key, value in slot.items()}, cache)
+    torch.testing.assert_close(found["bound"], alone["bound"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found["achieved"], alone["achieved"], rtol=1e-4, atol=1e-4)
+    assert not found["bandwidth"][:, 4:].any() and not found["steps"][:, 4:].any()
 
 
 def test_square_root_law_where_nothing_else_matters():
     scenario = load_scenario("paper", deadline_penalty=0.0, deadline=1e4)  # no deadline in reach, no steps needed
     slot, _ = sample(scenario, 5)
     cache = torch.zeros(5, 10, dtype=torch.bool)
-    from lightning_t2drl.system.channel import access_time
-
     found = solve(scenario, slot, cache)
     root = access_time(scenario, slot["gain"], slot["input_bits"], slot["output_bits"]).sqrt()
     torch.testing.assert_close(found["bandwidth"], root / root.sum(-1, keepdim=True), rtol=2e-3, atol=1e-5)
@@ -137,15 +161,15 @@ def test_step_knapsack_against_highs():
 
 def test_oracle_cache_is_the_best_of_all_in_a_tiny_world():
     scenario = load_scenario("paper", users=3, model_storage_gb=[5.0, 4.0, 3.0, 2.0], storage_capacity_gb=7.0)
-    found = oracle_caches(scenario, 256, seed=0)
+    found = oracle_caches(scenario, 128, seed=0)
     assert found.cache.shape == (3, 4)
     subsets, feasible = all_caches(scenario)
     from lightning_t2drl.system.bounds import _sample_slots, _solve
 
     for state in range(3):
-        slots = _sample_slots(scenario, state, 256, 0)
-        values = _solve(scenario, slots, subsets[feasible], 256, rounds=2)["bound"].mean(-1)
+        slots = _sample_slots(scenario, state, 128, 0)
+        values = _solve(scenario, slots, subsets[feasible], 128, rounds=2)["bound"].mean(-1)
         assert values.max().item() - found.bound[state].item() < 2e-3
     large = load_scenario("paper", model_storage_gb=[1.0 + 0.2 * m for m in range(14)])
-    caches = oracle_caches(large, 64, seed=0).cache
+    caches = oracle_caches(large, 16, seed=0).cache
     assert ((caches * large.model_storage).sum(-1) <= large.storage_capacity).all()
