@@ -6,8 +6,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torchrl.objectives import DDPGLoss
 
-from lightning_t2drl.allocators.d3pg import D3PGAllocator, D3PGConfig
-from lightning_t2drl.allocators.ddpg import DDPGAllocator
+from lightning_t2drl.allocators.d3pg import D3PGConfig
 from lightning_t2drl.envs import EdgeAIGCEnv
 from lightning_t2drl.networks.heads import CompetitiveHead
 from lightning_t2drl.registry import build
@@ -55,14 +54,14 @@ def test_losses_equal_torchrl(kind):
     next_noise = allocator.draw_noise((16,))
 
     class Actor(torch.nn.Module):
-        """The chain, head and amender as one function of the state, with the noise passed along in the state."""
+        """Chain, head and amender as one function of the state; the noise travels batch first, [b, I, U, 2]."""
 
         def __init__(self, actor):
             super().__init__()
             self.actor = actor
 
         def forward(self, state, chain):
-            return allocator.shares(self.actor, state, chain.movedim(0, -1).movedim(-1, 0)).flatten(-2)
+            return allocator.shares(self.actor, state, chain.movedim(1, 0)).flatten(-2)
 
     class Value(torch.nn.Module):
         def __init__(self, critics):
@@ -72,13 +71,8 @@ def test_losses_equal_torchrl(kind):
         def forward(self, state, action):
             return self.critics[0](state, action.unflatten(-1, (-1, 2)))
 
-    # TorchRL wants batch-first keys: the chain's noise travels as [b, I, U, 2].
-    class ActorBatchFirst(Actor):
-        def forward(self, state, chain):
-            return allocator.shares(self.actor, state, chain.movedim(1, 0)).flatten(-2)
-
     loss = DDPGLoss(
-        TensorDictModule(ActorBatchFirst(allocator.actor), ["state", "chain"], ["action"]),
+        TensorDictModule(Actor(allocator.actor), ["state", "chain"], ["action"]),
         TensorDictModule(Value(allocator.critics), ["state", "action"], ["state_action_value"]),
         loss_function="l2",
         delay_actor=True,
@@ -213,4 +207,3 @@ def test_same_seed_same_decisions_and_state_of_the_generator_is_restored():
 def test_config_defaults_name_the_published_form():
     config = D3PGConfig()
     assert (config.prediction, config.discount, config.target_rate, config.critics) == ("epsilon", 0.99, 0.005, 1)
-    assert issubclass(D3PGAllocator, object) and DDPGAllocator.learns
