@@ -156,5 +156,6 @@ def _provenance(config: BenchmarkConfig, command: str) -> list[str]:
         f"{os.cpu_count()} cores, Python {platform.python_version()}",
         f"- env={suite.env}; training seeds 0 to {suite.amount('seeds', budget) - 1}, "
         f"{suite.amount('frames', budget)} frames of 16 worlds; {suite.amount('episodes', budget)} held-out episodes, "
-        f"the same worlds for all schemes ({suite.amount('slow_episodes', budget)} on other worlds for {', '.join(SEARCHING)})",
+        f"the same worlds for all schemes "
+        f"({suite.amount('slow_episodes', budget)} on other worlds for {', '.join(SEARCHING)})",
     ]
