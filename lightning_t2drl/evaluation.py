@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -54,8 +55,8 @@ def evaluate(
 ) -> dict[str, Tensor]:
     """Play whole episodes without exploration.
 
-    All episodes run side by side, on a generator that depends on `seed` alone, so that any two schemes meet the same
-    users, requests and fading.
+    All episodes run side by side. Each slot is drawn from a seed of its own, so that any two schemes meet the same
+    users, requests and fading, and the first episodes are the same however many there are (on the CPU).
 
     Args:
         episodes: how many.
@@ -63,7 +64,8 @@ def evaluate(
         progress: called with (slots done, slots in all).
 
     Returns:
-        Per-episode means over slots by metric, [episodes] each, on the CPU; `total_utility` is the sum of slot rewards.
+        Per-episode means over slots by metric, [episodes] each, on the CPU; `total_utility` is the sum of slot
+        rewards, `net_utility` the utility less the cost of loading models.
     """
     device = allocator.device
     env = EdgeAIGCEnv(scenario, episodes, derive_seed(seed, "evaluation"), device)
@@ -79,19 +81,27 @@ def evaluate(
                 cells = cells.set("cache", amend_cache(env.scenario, cache))
             cacher.observe(cells)
             attached = cells["attached"]
+            env.generator.manual_seed(derive_seed(seed, "evaluation", slot))
             cells = env.play(cache, allocator.decide(cells))
             for name, value in slot_metrics(env.scenario, cells["served"], attached).items():
                 sums[name] = sums[name] + value if name in sums else value
+            frame_reward = cells["reward", "frame"].mean((-1, -2)) * scenario.slots_per_frame
+            sums["net_utility"] = sums["net_utility"] + frame_reward if slot else frame_reward
             progress(slot + 1, slots)
     means = {name: (total / slots).cpu() for name, total in sums.items()}
     return means | {"total_utility": means["utility"] * slots}
 
 
-def summarise(per_episode: dict[str, Tensor]) -> dict[str, dict[str, float]]:
-    """Mean and standard error over episodes by metric."""
-    out: dict[str, dict[str, float]] = {}
+PER_EPISODE = ("utility", "net_utility", "hit_ratio")  # kept for comparisons with schemes that played fewer episodes
+
+
+def summarise(per_episode: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """Mean and standard error over episodes by metric, and the episodes' own values of `PER_EPISODE`."""
+    out: dict[str, dict[str, Any]] = {}
     for name, values in per_episode.items():
         values = values.double()
         error = values.std() / len(values) ** 0.5 if len(values) > 1 else torch.tensor(float("nan"))
         out[name] = {"mean": values.mean().item(), "standard_error": error.item()}
+        if name in PER_EPISODE:
+            out[name]["episodes"] = [round(v, 7) for v in values.tolist()]
     return out

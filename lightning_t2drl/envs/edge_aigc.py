@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from lightning_t2drl.policy import derive_seed
 from lightning_t2drl.system import amend_allocation, amend_cache
 from lightning_t2drl.system.scenario import Scenario
 from lightning_t2drl.system.serving import cell_mean, hits, serve
-from lightning_t2drl.system.world import advance, draw_noise, initial_state
+from lightning_t2drl.system.world import State, advance, draw_noise, initial_state
 
 SERVED = (
     "hit",
@@ -67,6 +68,7 @@ class EdgeAIGCEnv(EnvBase):
         self.generator = torch.Generator(device=device)
         self._make_specs()
         self._set_seed(seed)
+        self._one_hot = torch.eye(scenario.popularity_states, device=self.device)
         self._world, self._memory = self._fresh()
 
     # -- TorchRL's interface
@@ -114,8 +116,7 @@ class EdgeAIGCEnv(EnvBase):
         asked = None if tensordict is None else tensordict.get("_reset", None)
         world, memory = self._fresh()
         if asked is not None:
-            world = torch.where(asked.reshape(-1), world, self._world)
-            memory = torch.where(asked.reshape(-1), memory, self._memory)
+            world, memory = _where(asked, world, self._world), _where(asked, memory, self._memory)
         self._world, self._memory = world, memory
         out = {"cells": self.observe(), "frame_start": self._frame_start()}
         return TensorDict(out, batch_size=self.batch_size, device=self.device)
@@ -152,26 +153,23 @@ class EdgeAIGCEnv(EnvBase):
         """The cells' current observation [N, B], as after a reset, without moving the worlds."""
         return self._group(self._observation(self.observation_spec["cells", "served"].zero()))
 
-    def _fresh(self) -> tuple[TensorDict, TensorDict]:
+    def _fresh(self) -> tuple[State, State]:
         """New worlds, and what the environment remembers of them."""
         s, n = self.scenario, self.batch_size[0]
         world = initial_state(s, n, self.generator)
-        memory = TensorDict(
-            {
-                "cache": torch.zeros(n, s.cells, s.models, dtype=torch.bool),
-                # Before anything was asked, every model counts alike.
-                "frequencies": torch.full((n, s.cells, s.models), 1 / s.models),
-                "counts": torch.zeros(n, s.cells, s.models),
-                "frame_reward": torch.zeros(n, s.cells),
-            },
-            batch_size=[n],
-            device=self.device,
-        )
+        models, device = (n, s.cells, s.models), self.device
+        memory = {
+            "cache": torch.zeros(models, dtype=torch.bool, device=device),
+            # Before anything was asked, every model counts alike.
+            "frequencies": torch.full(models, 1 / s.models, device=device),
+            "counts": torch.zeros(models, device=device),
+            "frame_reward": torch.zeros(n, s.cells, device=device),
+        }
         return world, memory
 
     def _serve(self, asked_cache: Tensor, raw: Tensor) -> tuple[TensorDict, dict[str, Tensor]]:
         """Latch the cache at a frame's start, amend the allocation, serve the slot and reckon its rewards."""
-        if not bool(torch.isfinite(raw).all()):
+        if not math.isfinite(raw.abs().max().item()):
             raise NonFiniteError("the allocation handed to the environment holds NaN or infinity")
         s, world, memory = self.scenario, self._world, self._memory
         slot_of_frame = world["slot"] % s.slots_per_frame
@@ -179,6 +177,7 @@ class EdgeAIGCEnv(EnvBase):
         cache = torch.where(starts.unsqueeze(-1), amend_cache(s, asked_cache), memory["cache"])
         request, attached = world["request"], world["attached"]
         shares = amend_allocation(raw, hits(cache, request), attached)
+        members = None if s.cells == 1 else attached  # to one cell everybody is attached
         served = serve(
             s,
             request,
@@ -188,35 +187,29 @@ class EdgeAIGCEnv(EnvBase):
             cache,
             bandwidth=shares[..., 0],
             steps=shares[..., 1] * s.step_budget,
-            attached=attached,
+            attached=members,
         )
-        reward = cell_mean(served["utility"], attached)
-        total = torch.where(starts, 0.0, memory["frame_reward"]) + reward
+        reward = cell_mean(served["utility"], members)
+        total = memory["frame_reward"].masked_fill(starts, 0.0) + reward
         if s.switch_cost:
             loaded = (s.model_storage * (cache & ~memory["cache"])).sum(-1).float()
             # Charged once per frame; the sum is divided by K at the frame's end.
             total = total - torch.where(starts, s.switch_cost * s.slots_per_frame * loaded, 0.0)
         ends = (slot_of_frame == s.slots_per_frame - 1).unsqueeze(-1)
-        counts = torch.where(starts.unsqueeze(-1), 0.0, memory["counts"])
-        counts = counts.scatter_add(-1, request, attached.float())
-        seen = counts / counts.sum(-1, keepdim=True).clamp_min(1.0)
-        self._memory = TensorDict(
-            {
-                "cache": cache,
-                "frequencies": torch.where(ends.unsqueeze(-1), seen, memory["frequencies"]),
-                "counts": counts,
-                "frame_reward": total,
-            },
-            batch_size=self.batch_size,
-            device=self.device,
-        )
-        frame = torch.where(ends, total / s.slots_per_frame, 0.0)
+        self._memory = memory | {"cache": cache, "frame_reward": total}
+        if s.popularity_observation == "frequencies":
+            counts = torch.where(starts.unsqueeze(-1), 0.0, memory["counts"])
+            counts = counts.scatter_add(-1, request, attached.float())
+            seen = counts / counts.sum(-1, keepdim=True).clamp_min(1.0)
+            self._memory["frequencies"] = torch.where(ends.unsqueeze(-1), seen, memory["frequencies"])
+            self._memory["counts"] = counts
+        frame = (total / s.slots_per_frame).masked_fill(~ends, 0.0)
         return served, {"slot": reward.unsqueeze(-1), "frame": frame.unsqueeze(-1)}
 
     def _observation(self, served: TensorDict) -> dict[str, Any]:
         s, world, memory = self.scenario, self._world, self._memory
         if s.popularity_observation == "state":
-            popularity = torch.nn.functional.one_hot(world["popularity"], s.popularity_states).float()
+            popularity = torch.nn.functional.embedding(world["popularity"], self._one_hot)
         else:
             popularity = memory["frequencies"]
         return {
@@ -239,11 +232,17 @@ class EdgeAIGCEnv(EnvBase):
         """Plain tensors that `set_state` turns back into exactly this moment of exactly this randomness."""
         return {
             "world": {key: value.contiguous() for key, value in self._world.items()},
-            "memory": dict(self._memory.items()),
+            "memory": dict(self._memory),
             "generator": self.generator.get_state(),
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        self._world = TensorDict(dict(state["world"]), batch_size=self.batch_size, device=self.device)
-        self._memory = TensorDict(dict(state["memory"]), batch_size=self.batch_size, device=self.device)
+        self._world, self._memory = (
+            {key: value.to(self.device) for key, value in state[part].items()} for part in ("world", "memory")
+        )
         self.generator.set_state(state["generator"])
+
+
+def _where(asked: Tensor, new: State, old: State) -> State:
+    """New values for the worlds that asked for them, bool [N, 1], old ones for the others."""
+    return {key: torch.where(asked.reshape(-1, *[1] * (value.ndim - 1)), value, old[key]) for key, value in new.items()}

@@ -12,10 +12,10 @@ class Trunk(Protocol):
     """What a denoiser or plain actor network offers: the swap-in point for an architecture of one's own."""
 
     def context(self, state: Tensor) -> Any:
-        """What the state contributes, evaluated once per chain."""
+        """What the states [n, S] contribute, evaluated once per chain."""
 
     def __call__(self, context: Any, x: Tensor | None, step: int) -> Tensor:
-        """Tanh output [*, U, 2] for the noisy action `x` [*, U, 2] at `step` (from 0); `x` is None without a chain."""
+        """Tanh output [n, U, 2] for the noisy action `x` [n, U, 2] at `step` (from 0); `x` is None without a chain."""
 
 
 def vp_betas(steps: int, beta_min: float, beta_max: float) -> Tensor:
@@ -62,13 +62,18 @@ class DiffusionActor(nn.Module):
         prediction: what the trunk's output means, `epsilon` (published) or `sample` (x_0).
     """
 
+    spread: Tensor
+
     def __init__(
         self, trunk: nn.Module, steps: int, schedule: str, beta_min: float, beta_max: float, prediction: str
     ) -> None:
         super().__init__()
         self.trunk = trunk
         self.steps = steps
-        self.coefficients = posterior_coefficients(SCHEDULES[schedule](steps, beta_min, beta_max), prediction)
+        coefficients = posterior_coefficients(SCHEDULES[schedule](steps, beta_min, beta_max), prediction)
+        self.coefficients = [(on_x, on_prediction) for on_x, on_prediction, _ in coefficients]
+        spread = torch.tensor([on_noise for *_, on_noise in reversed(coefficients[1:])])
+        self.register_buffer("spread", spread.view(-1, 1, 1, 1), persistent=False)
 
     def forward(self, state: Tensor, noise: Tensor) -> Tensor:
         """One action per state.
@@ -81,16 +86,15 @@ class DiffusionActor(nn.Module):
             x_0, [*, U, 2]; within [-1, 1] for `sample`, unbounded for `epsilon`.
         """
         trunk: Trunk = self.trunk  # type: ignore[assignment]
-        context = trunk.context(state)
-        x = noise[0]
+        shape = noise.shape[1:]
+        context = trunk.context(state.flatten(0, -2))
+        noise = noise.flatten(1, -3)
+        x, added = noise[0], (noise[1:] * self.spread).unbind()
         for i in range(self.steps, 0, -1):
-            on_x, on_prediction, on_noise = self.coefficients[i - 1]
-            mean = trunk(context, x, i - 1) * on_prediction
-            if i > 1:
-                x = mean.add(x, alpha=on_x).add_(noise[self.steps - i + 1], alpha=on_noise)
-            else:
-                x = mean.add(x, alpha=on_x) if on_x else mean
-        return x
+            on_x, on_prediction = self.coefficients[i - 1]
+            kept = added[self.steps - i].add(x, alpha=on_x) if i > 1 else x * on_x
+            x = kept.add(trunk(context, x, i - 1), alpha=on_prediction)
+        return x.view(shape)
 
 
 class DirectActor(nn.Module):
@@ -105,4 +109,4 @@ class DirectActor(nn.Module):
     def forward(self, state: Tensor, noise: Tensor | None = None) -> Tensor:
         """The action for states [*, S]: [*, U, 2] in [-1, 1]; `noise` is not used."""
         trunk: Trunk = self.trunk  # type: ignore[assignment]
-        return trunk(trunk.context(state), None, 0)
+        return trunk(trunk.context(state.flatten(0, -2)), None, 0).unflatten(0, state.shape[:-1])

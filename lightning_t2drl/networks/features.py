@@ -84,12 +84,13 @@ class UserFeatures:
             scenario.backhaul_rate * scenario.deadline
         )
         backhaul = payload * miss * miss.sum(-1, keepdim=True)
-        full = scenario.full_steps[request]
-        slack = 1 - service.generation_delay(scenario, request, full) / scenario.deadline - backhaul
+        curve = service.profile(scenario, request)
+        full = curve.full_steps
+        slack = 1 - service.generation_delay(curve, full) / scenario.deadline - backhaul
         # With the square-root law b_u ~ sqrt(a_u), user u's access delay is sqrt(a_u) times this sum.
         load = (link.sqrt() * attached).sum(-1, keepdim=True).clamp_min(1e-9).log()
         demand = (full * hit).sum(-1, keepdim=True) / scenario.step_budget
-        floor_ratio = scenario.floor_steps[request] / full
+        floor_ratio = curve.floor_steps / full
         rows = [
             hit,
             attached,
@@ -101,7 +102,7 @@ class UserFeatures:
             (demand.clamp_min(1 / 64).log() / math.log(2)).expand_as(link),
             full / scenario.step_budget * 5,
             floor_ratio,
-            scenario.seconds_per_step[request] * full / scenario.deadline,
+            curve.seconds_per_step * full / scenario.deadline,
         ]
         table = torch.stack([row.float() for row in rows], -1)
         columns = [column.float() for column in amending_columns(scenario, request, hit, attached)]
@@ -120,5 +121,5 @@ def amending_columns(scenario: Scenario, request: Tensor, hit: Tensor, attached:
 
 def split_state(state: Tensor, users: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`hit`, `attached` (bool [*, U]), `full_share` [*, U] and the networks' inputs [*, rest]."""
-    hit, attached, full_share = state[..., : 3 * users].unflatten(-1, (3, users)).unbind(-2)
-    return hit > 0.5, attached > 0.5, full_share, state[..., 3 * users :]
+    hit, attached, full_share, inputs = state.tensor_split((users, 2 * users, 3 * users), -1)
+    return hit > 0.5, attached > 0.5, full_share, inputs

@@ -8,14 +8,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lightning_t2drl.system import amend_allocation, raw_from_shares
+from lightning_t2drl.system import raw_from_shares
 
 
 class Head(Protocol):
-    """From an actor's output to feasible shares."""
+    """From an actor's output to a raw allocation, which the amender makes feasible."""
 
     def __call__(self, output: Tensor, hit: Tensor, attached: Tensor, full_share: Tensor) -> Tensor:
-        """Shares [*, U, 2] from output [*, U, 2], flags [*, U] and `full_share` [*, U], A3 / L of each user's model."""
+        """Raw [*, U, 2] from output [*, U, 2], flags [*, U] and `full_share` [*, U], A3 / L of each user's model."""
 
 
 class TanhHead:
@@ -25,7 +25,7 @@ class TanhHead:
         """The scales are of no use here: the amender's scaling already makes shares relative."""
 
     def __call__(self, output: Tensor, hit: Tensor, attached: Tensor, full_share: Tensor) -> Tensor:
-        return amend_allocation(output, hit, attached)
+        return output
 
 
 class CompetitiveHead:
@@ -41,7 +41,7 @@ class CompetitiveHead:
     that the sigmoid is saturated long before tanh is: otherwise all outputs drift to 1, where they tie.
     """
 
-    HALVINGS = 14
+    SECTIONS, ROUNDS = 12, 4  # theta is found to 1/12^4 of its range, then refined by a Newton step
 
     def __init__(self, scale: float, step_scale: float) -> None:
         self.scale = scale
@@ -53,19 +53,21 @@ class CompetitiveHead:
         logit = self.scale * (logit - (logit * attached).sum(-1, keepdim=True) / count)
         bandwidth = logit.masked_fill(~attached, -1e9).softmax(-1)
         steps = self._threshold(self.step_scale * output[..., 1], full_share * (hit & attached))
-        return amend_allocation(raw_from_shares(torch.stack((bandwidth, steps), -1)), hit, attached)
+        return raw_from_shares(torch.stack((bandwidth, steps), -1))
 
     def _threshold(self, logit: Tensor, most: Tensor) -> Tensor:
         """Most * sigmoid(logit - theta) with the least theta >= 0 at which it sums to 1 or less; [*, U]."""
         with torch.no_grad():
             binding = (most * logit.sigmoid()).sum(-1, keepdim=True) > 1
-            low = torch.zeros_like(logit[..., :1])
-            high = torch.full_like(low, 2 * self.step_scale + 8.0)
-            for _ in range(self.HALVINGS):
-                middle = (low + high) / 2
-                over = (most * (logit - middle).sigmoid()).sum(-1, keepdim=True) > 1
-                low, high = torch.where(over, middle, low), torch.where(over, high, middle)
-            theta = torch.where(binding, high, 0.0)
+            theta = torch.zeros_like(logit[..., :1])
+            width = 2 * self.step_scale + 8.0
+            inside = torch.arange(1, self.SECTIONS, device=logit.device) / self.SECTIONS
+            for _ in range(self.ROUNDS):  # the sum falls with theta: count the points at which it still is too large
+                asked = (logit.unsqueeze(-1) - (theta + width * inside).unsqueeze(-2)).sigmoid_()
+                over = (most.unsqueeze(-1) * asked).sum(-2) > 1
+                width /= self.SECTIONS
+                theta = theta + width * over.sum(-1, keepdim=True)
+            theta = torch.where(binding, theta + width, 0.0)
         share = (logit - theta).sigmoid()
         # One Newton step in theta, with gradient: it carries how theta moves with the logits.
         slope = (most * share * (1 - share)).sum(-1, keepdim=True).clamp_min(1e-4)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.networks.features import FlatFeatures, split_state
 from lightning_t2drl.system.scenario import Scenario
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"mish": nn.Mish, "silu": nn.SiLU, "relu": nn.ReLU, "gelu": nn.GELU}
+Activation = Callable[[Tensor], Tensor]
+ACTIVATIONS: dict[str, Activation] = {"mish": F.mish, "silu": F.silu, "relu": torch.relu, "gelu": F.gelu}
 
 
-def activation(name: str) -> nn.Module:
+def activation(name: str) -> Activation:
     if name not in ACTIVATIONS:
         raise UserError(f"activation: {name!r} is none of {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]()
+    return ACTIVATIONS[name]
 
 
 @dataclass
@@ -27,22 +31,38 @@ class MLPConfig:
     _target_: str = ""
     hidden: int = 256
     layers: int = 3
-    activation: str = "mish"
+    activation: str = "relu"
 
 
-def after_first_layer(config: MLPConfig) -> nn.Sequential:
-    """The activation of the first hidden layer, then (linear, activation) for each further one."""
-    layers: list[nn.Module] = [activation(config.activation)]
-    for _ in range(config.layers - 1):
-        layers += [nn.Linear(config.hidden, config.hidden), activation(config.activation)]
-    return nn.Sequential(*layers)
+class Tail(nn.Module):
+    """What follows a first hidden layer: its activation, the further hidden layers, and a linear output."""
+
+    def __init__(self, hidden: int, layers: int, outputs: int, activation_name: str) -> None:
+        super().__init__()
+        self.activation = activation(activation_name)
+        widths = [hidden] * layers + [outputs]
+        self.layers = nn.ModuleList(nn.Linear(inputs, outs) for inputs, outs in pairwise(widths))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[*, outputs] from [*, hidden]."""
+        for layer in self.layers:  # one state's decision is bound by calls, so there is none that need not be
+            hidden = F.linear(self.activation(hidden), layer.weight, layer.bias)  # type: ignore[arg-type]
+        return hidden
+
+
+def per_step(hidden: Tensor, from_step: Tensor | None) -> tuple[Tensor, ...]:
+    """`hidden` [*, H] plus each row of `from_step` [I, H]; just `hidden` where there is no chain."""
+    if from_step is None:
+        return (hidden,)
+    rows = from_step.view(len(from_step), *[1] * (hidden.ndim - 1), from_step.shape[-1])
+    return (rows + hidden).unbind()
 
 
 class MLPTrunk(nn.Module):
     """Denoiser eps_theta(x, i, s), or a plain actor where `steps` is 0; three hidden layers and tanh as published.
 
-    The first layer's weights are split: what the state contributes is computed once per chain (`context`), and the
-    step index contributes a learned vector, so a denoising step multiplies only the action.
+    The first layer's weights are split: what the state and the step index (a learned vector) contribute is computed
+    once per chain (`context`), so that a denoising step multiplies only the action.
     """
 
     Config = MLPConfig
@@ -55,18 +75,18 @@ class MLPTrunk(nn.Module):
         self.from_state = nn.Linear(inputs, config.hidden)
         self.from_action = nn.Linear(2 * self.users, config.hidden, bias=False) if steps else None
         self.from_step = nn.Parameter(0.1 * torch.randn(max(steps, 1), config.hidden)) if steps else None
-        self.body = after_first_layer(config)
-        self.out = nn.Linear(config.hidden, 2 * self.users)
+        self.tail = Tail(config.hidden, config.layers, 2 * self.users, config.activation)
 
-    def context(self, state: Tensor) -> Tensor:
-        """The state's share of the first layer: [*, hidden] from [*, S]."""
-        return self.from_state(split_state(state, self.users)[-1])
+    def context(self, state: Tensor) -> tuple[Tensor, ...]:
+        """What states [n, S] and step contribute to the first layer: [n, hidden] per step."""
+        return per_step(self.from_state(split_state(state, self.users)[-1]), self.from_step)
 
-    def forward(self, context: Tensor, x: Tensor | None, step: int) -> Tensor:
-        """Tanh output [*, U, 2]; `x` [*, U, 2] is the noisy action, `step` counts from 0."""
-        if x is not None and self.from_action is not None and self.from_step is not None:
-            context = context + self.from_action(x.flatten(-2)) + self.from_step[step]
-        return self.out(self.body(context)).tanh().unflatten(-1, (self.users, 2))
+    def forward(self, context: tuple[Tensor, ...], x: Tensor | None, step: int) -> Tensor:
+        """Tanh output [n, U, 2]; `x` [n, U, 2] is the noisy action, `step` counts from 0."""
+        hidden = context[step]
+        if x is not None and self.from_action is not None:
+            hidden = torch.addmm(hidden, x.flatten(1), self.from_action.weight.t())
+        return self.tail(hidden).tanh().view(-1, self.users, 2)
 
 
 class MLPCritic(nn.Module):
@@ -80,10 +100,9 @@ class MLPCritic(nn.Module):
         self.users = scenario.users
         inputs = FlatFeatures(scenario).inputs + 2 * self.users
         self.first = nn.Linear(inputs, config.hidden)
-        self.body = after_first_layer(config)
-        self.out = nn.Linear(config.hidden, 1)
+        self.tail = Tail(config.hidden, config.layers, 1, config.activation)
 
     def forward(self, state: Tensor, shares: Tensor) -> Tensor:
         """[*, 1] from states [*, S] and shares [*, U, 2]; shares are scaled to mean 1 for an equal split."""
         inputs = split_state(state, self.users)[-1]
-        return self.out(self.body(self.first(torch.cat((inputs, shares.flatten(-2) * self.users), -1))))
+        return self.tail(self.first(torch.cat((inputs, shares.flatten(-2) * self.users), -1)))

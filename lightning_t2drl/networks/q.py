@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_t2drl.networks.mlp import activation
+from lightning_t2drl.networks.mlp import Tail
 
 
 @dataclass
@@ -33,13 +33,8 @@ class MLPQNetwork(nn.Module):
 
     def __init__(self, state_width: int, subsets: Tensor, config: QConfig) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Linear(state_width, config.hidden),
-            activation(config.activation),
-            nn.Linear(config.hidden, config.hidden),
-            activation(config.activation),
-            nn.Linear(config.hidden, len(subsets)),
-        )
+        self.first = nn.Linear(state_width, config.hidden)
+        self.tail = Tail(config.hidden, 2, len(subsets), config.activation)
         bits = 2 ** torch.arange(subsets.shape[-1])
         # From a subset's bits, read as a number, to its place among those on offer.
         place = torch.zeros(2 ** subsets.shape[-1], dtype=torch.int64)
@@ -49,7 +44,7 @@ class MLPQNetwork(nn.Module):
 
     def forward(self, state: Tensor) -> Tensor:
         """Values of every cache on offer, [*, A]."""
-        return self.body(state)
+        return self.tail(self.first(state))
 
     def value(self, state: Tensor, cache: Tensor) -> Tensor:
         """Value of one cache [*, M] per state, [*]."""
@@ -71,21 +66,16 @@ class CacheQNetwork(nn.Module):
         super().__init__()
         self.from_state = nn.Linear(state_width, config.hidden)
         self.from_cache = nn.Linear(subsets.shape[-1], config.hidden, bias=False)
-        self.body = nn.Sequential(
-            activation(config.activation),
-            nn.Linear(config.hidden, config.hidden),
-            activation(config.activation),
-            nn.Linear(config.hidden, 1),
-        )
+        self.tail = Tail(config.hidden, 2, 1, config.activation)
         self.register_buffer("subsets", subsets.float(), persistent=False)
 
     def forward(self, state: Tensor) -> Tensor:
         """Values of every cache on offer, [*, A]."""
-        return self.body(self.from_state(state).unsqueeze(-2) + self.from_cache(self.subsets)).squeeze(-1)
+        return self.tail(self.from_state(state).unsqueeze(-2) + self.from_cache(self.subsets)).squeeze(-1)
 
     def value(self, state: Tensor, cache: Tensor) -> Tensor:
         """Value of one cache [*, M] per state, [*]."""
-        return self.body(self.from_state(state) + self.from_cache(cache.to(state.dtype))).squeeze(-1)
+        return self.tail(self.from_state(state) + self.from_cache(cache.to(state.dtype))).squeeze(-1)
 
 
 class ModelValueNetwork(nn.Module):
@@ -95,19 +85,14 @@ class ModelValueNetwork(nn.Module):
 
     def __init__(self, state_width: int, models: int, config: QConfig) -> None:
         super().__init__()
-        self.body = nn.Sequential(
-            nn.Linear(state_width, config.hidden),
-            activation(config.activation),
-            nn.Linear(config.hidden, config.hidden),
-            activation(config.activation),
-            nn.Linear(config.hidden, models + 1),
-        )
+        self.first = nn.Linear(state_width, config.hidden)
+        self.tail = Tail(config.hidden, 2, models + 1, config.activation)
 
     def forward(self, state: Tensor) -> Tensor:
         """Values of the models, [*, M]."""
-        return self.body(state)[..., 1:]
+        return self.tail(self.first(state))[..., 1:]
 
     def value(self, state: Tensor, cache: Tensor) -> Tensor:
         """Value of one cache [*, M] per state, [*]."""
-        values = self.body(state)
+        values = self.tail(self.first(state))
         return values[..., 0] + (values[..., 1:] * cache).sum(-1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_t2drl.networks.features import UserFeatures, split_state
-from lightning_t2drl.networks.mlp import activation
+from lightning_t2drl.networks.mlp import activation, per_step
 from lightning_t2drl.system.scenario import Scenario
 
 
@@ -58,7 +58,7 @@ class SetTrunk(nn.Module):
     def __init__(self, scenario: Scenario, steps: int, config: SetConfig) -> None:
         super().__init__()
         width = config.hidden
-        self.embed = nn.Sequential(nn.Linear(UserFeatures.PER_USER, width), activation(config.activation))
+        self.embed = nn.Linear(UserFeatures.PER_USER, width)
         self.rounds = nn.ModuleList([Round(width, config.activation) for _ in range(config.rounds)])
         self.from_context = nn.Linear(width, width)
         self.from_action = nn.Linear(2, width, bias=False) if steps else None
@@ -69,20 +69,20 @@ class SetTrunk(nn.Module):
         self.out = nn.Linear(width, 2)
         nn.init.uniform_(self.out.weight, -1e-2, 1e-2)
 
-    def context(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Per-user context [*, U, hidden] and averaging weights [*, U, 1]."""
+    def context(self, state: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Per-user context [n, U, hidden] per step, and averaging weights [n, U, 1]."""
         features, weight, _ = user_table(state)
-        h = self.embed(features)
+        h = self.activation(self.embed(features))
         for layer in self.rounds:
             h = layer(h, weight)
-        return self.from_context(h), weight
+        return per_step(self.from_context(h), self.from_step), weight
 
-    def forward(self, context: tuple[Tensor, Tensor], x: Tensor | None, step: int) -> Tensor:
-        """Tanh output [*, U, 2]; `x` [*, U, 2] is the noisy action, `step` counts from 0."""
-        h, weight = context
+    def forward(self, context: tuple[tuple[Tensor, ...], Tensor], x: Tensor | None, step: int) -> Tensor:
+        """Tanh output [n, U, 2]; `x` [n, U, 2] is the noisy action, `step` counts from 0."""
+        hidden, weight = context
+        h = hidden[step]
         if x is not None and self.from_action is not None and self.from_others is not None:
-            others = self.from_others((x * weight).sum(-2, keepdim=True))
-            h = h + self.from_action(x) + (others + self.from_step[step])  # type: ignore[index]
+            h = h + self.from_action(x) + self.from_others((x * weight).sum(-2, keepdim=True))
         return self.out(self.last(self.activation(h), weight)).tanh()
 
 
@@ -95,7 +95,8 @@ class SetCritic(nn.Module):
     def __init__(self, scenario: Scenario, config: SetConfig) -> None:
         super().__init__()
         width = config.hidden
-        self.embed = nn.Sequential(nn.Linear(UserFeatures.PER_USER + 4, width), activation(config.activation))
+        self.activation = activation(config.activation)
+        self.embed = nn.Linear(UserFeatures.PER_USER + 4, width)
         self.rounds = nn.ModuleList([Round(width, config.activation) for _ in range(config.rounds)])
         self.out = nn.Linear(width, 1)
 
@@ -109,7 +110,7 @@ class SetCritic(nn.Module):
         log_share = bandwidth.clamp_min(1e-4).log()
         log_delay = (UserFeatures.log_link(features) - log_share).clamp(-6.0, 2.0)
         action = torch.stack((0.5 * (log_share + 2), log_delay, log_delay.exp().clamp_max(2.0), steps / full_share), -1)
-        h = self.embed(torch.cat((features, action), -1))
+        h = self.activation(self.embed(torch.cat((features, action), -1)))
         for layer in self.rounds:
             h = layer(h, weight)
         return self.out(h).squeeze(-1)

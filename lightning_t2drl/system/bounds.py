@@ -44,7 +44,7 @@ from lightning_t2drl.system.caching import all_caches, fill_in_order, fits
 from lightning_t2drl.system.channel import access_time
 from lightning_t2drl.system.scenario import Scenario
 from lightning_t2drl.system.serving import cell_mean, hits, serve
-from lightning_t2drl.system.world import draw_noise, initial_state, new_slot
+from lightning_t2drl.system.world import draw_noise, initial_state, new_slot, split_noise
 
 # `serve` works in float32. The bound counts delays a hair beyond the deadline as met and is rounded up; allocations
 # leave a hair of the deadline and of the bandwidth free.
@@ -164,16 +164,17 @@ def _users(
     hit = hits(cache, request) & attached
     miss = attached & ~hit
     backhaul = (d_in.double() + d_out.double()) * miss * miss.sum(-1, keepdim=True) / scenario.backhaul_rate
-    full = scenario.full_steps[request].double()
-    beyond = service.generation_delay(scenario, request, torch.where(hit, 0.0, full))
+    curve = service.profile(scenario, request)
+    full = curve.full_steps.double()
+    beyond = service.generation_delay(curve, torch.where(hit, 0.0, full))
     return _Users(
         link=access_time(scenario, gain, d_in, d_out).double(),
         fixed=beyond.double() + backhaul,
         hit=hit,
         attached=attached,
-        floor=scenario.floor_steps[request].double(),
+        floor=curve.floor_steps.double(),
         full=full,
-        per_step=scenario.seconds_per_step[request].double(),
+        per_step=curve.seconds_per_step.double(),
         alpha=scenario.alpha,
         deadline=scenario.deadline,
         penalty=scenario.deadline_penalty,
@@ -465,7 +466,8 @@ def _sample_slots(scenario: Scenario, state: int, slots: int, seed: int) -> dict
     generator = torch.Generator(device=device).manual_seed(seed)
     world = initial_state(scenario, slots, generator)
     popularity = torch.full((slots, scenario.cells), state, device=device)
-    slot = new_slot(scenario, popularity, world["position"], *draw_noise(scenario, slots, generator))
+    noise = split_noise(scenario, draw_noise(scenario, slots, generator))
+    slot = new_slot(scenario, popularity, world["position"], noise)
     return {key: value[:, 0] for key, value in slot.items()}
 
 

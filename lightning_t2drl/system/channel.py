@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -31,8 +33,10 @@ def move(
         The next position, velocity and mean velocity; |position| <= radius.
     """
     a = scenario.mobility_memory
-    velocity = a * velocity + (1 - a) * mean_velocity + scenario.speed_deviation * (1 - a * a) ** 0.5 * noise
-    position = position + velocity * scenario.slot_duration
+    velocity = (a * velocity).add_(noise, alpha=scenario.speed_deviation * (1 - a * a) ** 0.5)
+    if scenario.mean_speed:
+        velocity = velocity + (1 - a) * mean_velocity
+    position = position.add(velocity, alpha=scenario.slot_duration)
     distance = torch.linalg.vector_norm(position, dim=-1, keepdim=True)
     radial = position / distance.clamp_min(1e-9)
     outside = distance > scenario.radius
@@ -48,8 +52,8 @@ def move(
 
 def path_gain(scenario: Scenario, distance: Tensor) -> Tensor:
     """Long-term power gain 10^(-PL/10), PL = 128.1 + 37.6 log10(d_km) dB, d in m clamped to `min_distance`."""
-    km = distance.clamp_min(scenario.min_distance) * 1e-3
-    return 10**-12.81 * km**-3.76
+    metres = distance.clamp_min(scenario.min_distance)
+    return metres**-3.76 * (10**-12.81 * 1e3**3.76)
 
 
 def rician_power(rician_factor: float, normal: Tensor) -> Tensor:
@@ -61,12 +65,12 @@ def rician_power(rician_factor: float, normal: Tensor) -> Tensor:
 
 def spectral_efficiency(scenario: Scenario, gain: Tensor) -> tuple[Tensor, Tensor]:
     """Uplink and downlink log2(1 + p g / (N0 W)) in bit/s/Hz for linear gains [*]."""
-    snr = gain / (scenario.noise_density * scenario.bandwidth)
-    scale = 1 / torch.log(torch.tensor(2.0)).item()
-    return torch.log1p(scenario.user_power * snr) * scale, torch.log1p(scenario.station_power * snr) * scale
+    noise = scenario.noise_density * scenario.bandwidth
+    up, down = gain * (scenario.user_power / noise), gain * (scenario.station_power / noise)
+    return up.log1p_().div_(math.log(2)), down.log1p_().div_(math.log(2))
 
 
 def access_time(scenario: Scenario, gain: Tensor, input_bits: Tensor, output_bits: Tensor) -> Tensor:
     """a_u = d_in / (W e_up) + d_out / (W e_dn): seconds a user would need with the whole bandwidth, [*]."""
     up, down = spectral_efficiency(scenario, gain)
-    return (input_bits / up + output_bits / down) / scenario.bandwidth
+    return (input_bits / up + output_bits / down).div_(scenario.bandwidth)

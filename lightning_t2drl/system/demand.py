@@ -17,16 +17,14 @@ def stationary_distribution(transition: Tensor) -> Tensor:
     return torch.linalg.matrix_power(average, 2**20).mean(0).to(transition.dtype)
 
 
-def inverse_cdf(probability: Tensor, uniform: Tensor) -> Tensor:
+def inverse_cdf(cumulative: Tensor, uniform: Tensor) -> Tensor:
     """Category whose cumulative probability first exceeds `uniform`.
 
     Args:
-        probability: [*, C], rows sum to 1 up to rounding.
+        cumulative: [*, C], rows rise to exactly 1, see `Scenario.request_cdf`.
         uniform: [*, D] in [0, 1).
 
     Returns:
         int64 [*, D], always a valid category of positive probability.
     """
-    cumulative = probability.cumsum(-1)
-    cumulative = cumulative / cumulative[..., -1:]  # rounding must not leave a gap below 1
-    return torch.searchsorted(cumulative, uniform.contiguous(), right=True).clamp_max_(probability.shape[-1] - 1)
+    return torch.searchsorted(cumulative, uniform.contiguous(), right=True).clamp_max_(cumulative.shape[-1] - 1)

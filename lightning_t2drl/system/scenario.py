@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,22 @@ class Scenario:
     def popularity_width(self) -> int:
         """Width of what the cacher sees of the demand."""
         return self.popularity_states if self.popularity_observation == "state" else self.models
+
+    @cached_property
+    def request_cdf(self) -> Tensor:
+        """Cumulative request probabilities [J, M]."""
+        return _cumulative(self.request_probability)
+
+    @cached_property
+    def transition_cdf(self) -> Tensor:
+        """Cumulative transition probabilities of the popularity chain [J, J]."""
+        return _cumulative(self.popularity_transition)
+
+    @cached_property
+    def service_table(self) -> Tensor:
+        """A1, A2, A3, A4, B1, B2 side by side [M, 6], so that one gather fetches a model's profile."""
+        curves = (self.floor_steps, self.worst_metric, self.full_steps, self.best_metric)
+        return torch.stack((*curves, self.seconds_per_step, self.base_seconds), -1)
 
     def to(self, device: torch.device | str) -> Scenario:
         """The same scenario with its tensors on `device`."""
@@ -308,6 +325,11 @@ def build_scenario(config: ScenarioConfig) -> Scenario:
         switch_cost=config.switch_cost_per_gb / BITS_PER_GB,
         **service,
     )
+
+
+def _cumulative(probability: Tensor) -> Tensor:
+    cumulative = probability.cumsum(-1)
+    return cumulative / cumulative[..., -1:]  # rounding must not leave a gap below 1
 
 
 def _watts(dbm: float) -> float:

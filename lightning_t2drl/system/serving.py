@@ -47,23 +47,25 @@ def serve(
     """
     hit = hits(cache, request)
     miss = ~hit if attached is None else ~hit & attached
-    steps = torch.where(hit, steps, scenario.full_steps[request])  # the cloud runs A3 steps for a miss
-    quality = service.quality_score(scenario, request, steps)
+    curve = service.profile(scenario, request)
+    steps = torch.where(hit, steps, curve.full_steps)  # the cloud runs A3 steps for a miss
+    quality = service.quality_score(curve, steps)
     access = access_time(scenario, gain, input_bits, output_bits) / bandwidth
-    generation = service.generation_delay(scenario, request, steps)
+    generation = service.generation_delay(curve, steps)
     payload_time = (input_bits + output_bits) * miss / scenario.backhaul_rate
     backhaul = payload_time * miss.sum(-1, keepdim=True)
     delay = access + generation + backhaul
     violated = delay > scenario.deadline
-    latency = (1 - delay / scenario.deadline).clamp_min(-1.0)
-    utility = scenario.alpha * quality + (1 - scenario.alpha) * latency - scenario.deadline_penalty * violated
+    latency = torch.rsub(delay / scenario.deadline, 1).clamp_min_(-1.0)
+    utility = (scenario.alpha * quality).add(latency, alpha=1 - scenario.alpha)
+    utility = utility - scenario.deadline_penalty * violated
     out = {
         "hit": hit,
         "access_delay": access,
         "generation_delay": generation,
         "backhaul_delay": backhaul,
         "delay": delay,
-        "tv": service.raw_metric(scenario, request, quality),
+        "tv": service.raw_metric(curve, quality),
         "quality": quality,
         "latency": latency,
         "violated": violated,
@@ -74,6 +76,8 @@ def serve(
     return TensorDict(out, batch_size=request.shape[:-1], device=request.device)
 
 
-def cell_mean(value: Tensor, attached: Tensor) -> Tensor:
-    """Mean over a cell's users, 0 for a cell that has none: [*] from [*, U]."""
+def cell_mean(value: Tensor, attached: Tensor | None) -> Tensor:
+    """Mean over a cell's users (None: all), 0 for a cell that has none: [*] from [*, U]."""
+    if attached is None:
+        return value.mean(-1)
     return (value * attached).sum(-1) / attached.sum(-1).clamp_min(1)

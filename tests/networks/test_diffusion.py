@@ -51,8 +51,8 @@ def test_a_chain_that_predicts_one_sample_ends_in_it(steps):
 
 def test_noise_enters_each_step_once_and_the_last_step_adds_none():
     actor = DiffusionActor(ConstantTrunk(), 3, "linear", 0.1, 0.5, "epsilon")
-    noise = torch.randn(3, 2, 3, 2, dtype=torch.float64)
-    (c1, p1, _), (c2, p2, z2), (c3, p3, z3) = actor.coefficients
+    noise = torch.randn(3, 2, 3, 2)
+    (c1, p1, _), (c2, p2, z2), (c3, p3, z3) = posterior_coefficients(linear_betas(3, 0.1, 0.5), "epsilon")
     x2 = c3 * noise[0] + p3 * 0.25 + z3 * noise[1]
     x1 = c2 * x2 + p2 * 0.25 + z2 * noise[2]
     torch.testing.assert_close(actor(torch.zeros(2, 1), noise), c1 * x1 + p1 * 0.25)

@@ -41,7 +41,8 @@ def test_any_decision_becomes_feasible(decision):
 def test_any_output_of_an_actor_becomes_feasible_through_every_head(decision, head, scale):
     raw, hit, attached = decision
     full_share = torch.full(hit.shape, 0.17)
-    shares = HEADS[head](scale, 5 * scale)(raw.clamp(-2, 2), hit, attached, full_share)
+    raw = HEADS[head](scale, 5 * scale)(raw.clamp(-2, 2), hit, attached, full_share)
+    shares = amend_allocation(raw, hit, attached)
     assert_feasible(shares, hit, attached)
     assert_feasible(amend_allocation(raw_from_shares(shares), hit, attached), hit, attached)
 
