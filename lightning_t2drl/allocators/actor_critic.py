@@ -12,12 +12,13 @@ from torch.optim import Adam, Optimizer
 
 from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.checks import one_of, within
+from lightning_t2drl.kernels import fast_products
 from lightning_t2drl.networks.diffusion import DiffusionActor, DirectActor
 from lightning_t2drl.networks.features import split_state
 from lightning_t2drl.networks.heads import HEADS, Head
 from lightning_t2drl.policy import LEARNING_RATE_SCHEDULES, Metrics, Optimise
 from lightning_t2drl.registry import build, locate
-from lightning_t2drl.system import raw_from_shares
+from lightning_t2drl.system import amend_allocation
 from lightning_t2drl.system.scenario import Scenario
 from lightning_t2drl.system.serving import cell_mean
 
@@ -119,6 +120,11 @@ class ActorCriticAllocator(Allocator):
 
     def to_shares(self, state: Tensor, output: Tensor) -> Tensor:
         """Feasible shares [*, U, 2] from an actor's output [*, U, 2]."""
+        hit, attached, _, _ = split_state(state, self.scenario.users)
+        return amend_allocation(self.to_raw(state, output), hit, attached)
+
+    def to_raw(self, state: Tensor, output: Tensor) -> Tensor:
+        """The raw allocation [*, U, 2] that an actor's output [*, U, 2] means."""
         hit, attached, full_share, _ = split_state(state, self.scenario.users)
         return self.head(output, hit, attached, full_share)
 
@@ -138,7 +144,7 @@ class ActorCriticAllocator(Allocator):
         if explore:
             shape = (*batch, self.scenario.users, 2)
             spread = torch.randn(shape, generator=self.generator, device=state.device) * self.exploration_noise
-        return raw_from_shares(self.shares(self.actor, state, self.draw_noise(batch), spread))
+        return self.to_raw(state, self.actor(state, self.draw_noise(batch)).float() + spread)
 
     # -- learning
 
@@ -158,22 +164,43 @@ class ActorCriticAllocator(Allocator):
         return fields | ({"next_state": next_state} if self.bootstraps else {})
 
     def update(self, batch: dict[str, Tensor], optimise: Optimise) -> Metrics:
+        with fast_products(len(batch["state"])):
+            return self._update(batch, optimise)
+
+    def _update(self, batch: dict[str, Tensor], optimise: Optimise) -> Metrics:
         state, shares = batch["state"], batch["shares"].unflatten(-1, (-1, 2))
-        critic_loss = self.critic_loss(state, shares, self.target(batch))
+        rows = (len(state),)
+        target = batch["reward"]
+        if self.bootstraps:
+            target = self.target(target, batch["next_state"], self.draw_noise(rows))
+        critic_loss = self.critic_loss(state, shares, target)
         optimise("critic", critic_loss)
-        actor_loss = self.actor_loss(state, self.draw_noise(tuple(state.shape[:-1])))
+        actor_loss = self.actor_loss(state, self.draw_noise(rows))
         optimise("actor", actor_loss)
         self.update_targets()
         return {"critic_loss": critic_loss.detach(), "actor_loss": actor_loss.detach()}
 
+    def compile_update(self) -> None:
+        """Turn target and losses into one graph each (TorchInductor); results agree up to rounding."""
+        self.target = torch.compile(self.target, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
+        self.critic_loss = torch.compile(self.critic_loss, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
+        actor_loss = torch.compile(self.actor_loss, fullgraph=True, dynamic=False)
+
+        def with_frozen_critics(state: Tensor, noise: Tensor) -> Tensor:
+            # A compiled backward computes all gradients there are, not only those asked for.
+            self.critics.requires_grad_(False)
+            try:
+                return actor_loss(state, noise)
+            finally:
+                self.critics.requires_grad_(True)
+
+        self.actor_loss = with_frozen_critics  # type: ignore[method-assign]
+
     @torch.no_grad()
-    def target(self, batch: dict[str, Tensor]) -> Tensor:
+    def target(self, reward: Tensor, next_state: Tensor, noise: Tensor) -> Tensor:
         """Y = r + gamma Q'(s', mu'(s')), [b, 1 or U]."""
-        if not self.bootstraps:
-            return batch["reward"]
-        following = batch["next_state"]
-        shares = self.shares(self.target_actor, following, self.draw_noise(tuple(following.shape[:-1])))
-        return batch["reward"] + self.config.discount * self.value(self.target_critics, following, shares)
+        shares = self.shares(self.target_actor, next_state, noise)
+        return reward + self.config.discount * self.value(self.target_critics, next_state, shares)
 
     def critic_loss(self, state: Tensor, shares: Tensor, target: Tensor) -> Tensor:
         """Mean squared TD error, summed over the critics."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softshrink
 
 from lightning_t2drl.allocators.actor_critic import ActorCriticAllocator, ActorCriticConfig
 from lightning_t2drl.checks import one_of, within
@@ -53,8 +54,8 @@ class D3PGAllocator(ActorCriticAllocator):
         trunk = build(c.actor, self.scenario, c.denoising_steps, key="allocator.actor")
         return DiffusionActor(trunk, c.denoising_steps, c.schedule, c.beta_min, c.beta_max, c.prediction)
 
-    def to_shares(self, state: Tensor, output: Tensor) -> Tensor:
-        return super().to_shares(state, output.tanh() if self.unbounded else output)
+    def to_raw(self, state: Tensor, output: Tensor) -> Tensor:
+        return super().to_raw(state, output.tanh() if self.unbounded else output)
 
     @property
     def unbounded(self) -> bool:
@@ -76,5 +77,5 @@ class D3PGAllocator(ActorCriticAllocator):
         output = self.actor(state, noise).float()
         loss = -self.value(self.critics, state, self.to_shares(state, output)).mean()
         if self.unbounded:
-            loss = loss + self.config.saturation_penalty * (output.abs() - 1).clamp_min(0).square().mean()
+            loss = loss + self.config.saturation_penalty * softshrink(output, 1.0).square().mean()
         return loss

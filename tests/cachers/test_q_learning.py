@@ -43,11 +43,11 @@ def test_loss_equals_torchrl_double_dqn():
             p.add_(0.1 * torch.randn_like(p))
     batch = random_batch(cacher)
     actions = len(cacher.subsets)
-    actor = QValueActor(module=cacher.network.body, spec=OneHot(actions), in_keys=["state"], action_space="one_hot")
+    actor = QValueActor(module=cacher.network, spec=OneHot(actions), in_keys=["state"], action_space="one_hot")
     loss = DQNLoss(actor, action_space="one_hot", loss_function="l2", delay_value=True, double_dqn=True)
     loss.make_value_estimator(loss.default_value_estimator, gamma=0.7)
     theirs = loss.target_value_network_params.flatten_keys(".")
-    for name, value in cacher.target_network.body.named_parameters():
+    for name, value in cacher.target_network.named_parameters():
         theirs[
             next(key for key in ("module.0.module." + name, "module.0." + name) if key in set(theirs.keys()))
         ].data.copy_(value)

@@ -118,11 +118,13 @@ def test_nan_in_a_parameter_stops_the_run_and_names_it(run_train, tmp_path, monk
     real = ActorCriticAllocator.update
 
     def poisoned(self, batch, optimise):
-        self.critics[0].out.bias.data.fill_(float("inf"))
+        self.critics[0].tail.layers[-1].bias.data.fill_(float("inf"))
         return real(self, batch, optimise)
 
     monkeypatch.setattr(ActorCriticAllocator, "update", poisoned)
-    with pytest.raises(NonFiniteError, match=r"parameter allocator\.critics\.0\.out\.bias holds NaN or infinity"):
+    with pytest.raises(
+        NonFiniteError, match=r"parameter allocator\.critics\.0\.tail\.layers\.\d\.bias holds NaN or infinity"
+    ):
         run_train(output_dir=tmp_path)
 
 

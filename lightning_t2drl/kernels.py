@@ -1,0 +1,52 @@
+"""Which CPU kernels multiply matrices, while networks learn on large batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+
+# Below this many rows per product, what oneDNN takes to look a kernel up is more than its kernels save.
+WORTHWHILE_ROWS = 128
+ROUNDING = 1e-6  # relative; bfloat16 products would be off by 1e-3
+
+
+@contextmanager
+def fast_products(rows: int) -> Iterator[None]:
+    """Inside, float32 matrices are multiplied by oneDNN's kernels where that is worth it and as exact.
+
+    PyTorch multiplies float32 matrices with MKL, which on AMD processors reaches half of what the processor can do.
+    oneDNN is only reached by permission to round to bfloat16, which it makes use of on processors with units for
+    that (AMX); so whether its products are exact on this processor is tried out, once.
+
+    Args:
+        rows: of the matrices that are going to be multiplied.
+    """
+    setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    if rows < WORTHWHILE_ROWS or not onednn_is_exact():
+        yield
+        return
+    before = setting.fp32_precision
+    setting.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before
+
+
+@cache
+def onednn_is_exact() -> bool:
+    """Whether oneDNN's products are as exact as float32 can be, even with permission to round."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(256, 256, generator=generator) for _ in range(2))
+    setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = setting.fp32_precision
+    setting.fp32_precision = "bf16"
+    product = x @ y
+    setting.fp32_precision = before
+    exact = x.double() @ y.double()
+    return bool((product - exact).norm() <= ROUNDING * exact.norm())
