@@ -18,12 +18,13 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from lightning_t2drl.checks import one_of
-from lightning_t2drl.config import BenchmarkConfig
+from lightning_t2drl.config import BenchmarkConfig, SuiteConfig
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.reporting.comparison import draw_comparison, write_tables
+from lightning_t2drl.reporting.comparison import draw_comparison, draw_curves, write_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 SEARCHING = ("genetic",)  # allocators that take a tenth of a second per slot
+CURVE_POINTS = 20  # evaluations along a learning curve
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,11 @@ class Job:
     seed: int | None
     command: tuple[str, ...]
     result: Path
+    trains: bool
 
 
 def run_suite(config: BenchmarkConfig, raw: DictConfig, overrides: list[str]) -> pd.DataFrame:
-    """Run what is not finished, then write `results.csv`, `table.md`, `README.md` and figures.
+    """Run what is not finished, then write `results.csv`, `README.md`, figures, and learning curves if asked for.
 
     Args:
         config: the composed and checked configuration.
@@ -57,18 +59,26 @@ def run_suite(config: BenchmarkConfig, raw: DictConfig, overrides: list[str]) ->
     console.print(
         f"suite {config.suite.name}, budget {config.budget}: {len(jobs)} jobs, {len(jobs) - len(todo)} finished"
     )
-    done = Parallel(n_jobs=config.workers, backend="threading", return_as="generator_unordered")(
-        delayed(execute)(job) for job in todo
-    )
-    for number, (job, failure) in enumerate(done, 1):
-        if failure:
-            raise UserError(f"suite.{config.suite.name}: {describe(job)} failed: {failure}")
-        console.print(f"{number}/{len(todo)} {describe(job)}")
-    results = collect(jobs)
+    number = 0
+    for stage in (True, False):  # evaluations may need what was trained
+        part = [job for job in todo if job.trains is stage]
+        done = Parallel(n_jobs=config.workers, backend="threading", return_as="generator_unordered")(
+            delayed(execute)(job) for job in part
+        )
+        for job, failure in done:
+            number += 1
+            if failure:
+                raise UserError(f"suite.{config.suite.name}: {describe(job)} failed: {failure}")
+            console.print(f"{number}/{len(todo)} {describe(job)}")
+    results = collect(jobs, config.suite)
     directory = Path(config.output_dir) / f"{config.suite.name}-{config.budget}"
     directory.mkdir(parents=True, exist_ok=True)
     results.to_csv(directory / "results.csv", index=False)
     command = "python benchmark.py " + " ".join(overrides)
+    curves = collect_curves(jobs) if config.suite.curves else None
+    if curves is not None:
+        curves.to_csv(directory / "curves.csv", index=False)
+        draw_curves(curves, results, config.suite, directory)
     write_tables(results, config.suite, directory, _provenance(config, command))
     draw_comparison(results, config.suite, directory)
     console.print((directory / "README.md").read_text())
@@ -76,36 +86,66 @@ def run_suite(config: BenchmarkConfig, raw: DictConfig, overrides: list[str]) ->
 
 
 def make_jobs(config: BenchmarkConfig) -> list[Job]:
-    """All jobs of a suite: learners once per seed, fixed schemes once."""
-    suite, budget = config.suite, config.budget
+    """All jobs of a suite: learners once per seed, fixed schemes once, each at every value."""
+    suite = config.suite
     one_of("suite", suite, reference=tuple(suite.fixed), best=tuple(suite.fixed))
+    if suite.transfer and suite.sweep is None:
+        raise UserError(
+            "suite.transfer: true needs suite.sweep, the key at whose values trained policies are evaluated"
+        )
+    root = Path(config.work_dir) / f"{suite.name}-{config.budget}"
     jobs = []
     values: list[float | None] = [*suite.values] or [None]
     for value in values:
         swept = [] if value is None else [f"{suite.sweep}={value:g}"]
-        place = Path(config.work_dir) / f"{suite.name}-{budget}" / ("all" if value is None else f"{value:g}")
-        for scheme, pair in suite.fixed.items():
-            if len(pair) != 2:
-                raise UserError(f"suite.fixed.{scheme}: {pair} is not [cacher, allocator]")
-            cacher, allocator = pair
-            episodes = suite.amount("slow_episodes" if allocator in SEARCHING else "episodes", budget)
-            result = place / f"{scheme}.json"
-            own = [s for s in swept if s.startswith("env.")]
-            command = ["evaluate.py", f"env={suite.env}", f"cacher={cacher}", f"allocator={allocator}", *own]
-            command += [f"episodes={episodes}", f"output={result}", "progress_bar=false"]
-            jobs.append(Job(scheme, value, None, tuple(command), result))
-        for scheme, experiment in suite.learners.items():
-            for seed in range(suite.amount("seeds", budget)):
-                directory = place / f"{scheme}-seed{seed}"
-                command = ["train.py", f"experiment={experiment}", f"env={suite.env}", "env.num_envs=16", *swept]
-                command += [f"seed={seed}", f"frames={suite.amount('frames', budget)}", f"output_dir={directory}"]
-                command += [
-                    f"evaluation.final_episodes={suite.amount('episodes', budget)}",
-                    "evaluation.every_n_frames=0",
-                ]
-                command += ["progress_bar=false", "figures=false"]
-                jobs.append(Job(scheme, value, seed, tuple(command), directory / "evaluation.json"))
+        place = root / ("all" if value is None else f"{value:g}")
+        jobs += [_fixed(config, scheme, value, swept, place) for scheme in suite.fixed]
+        for scheme in suite.learners:
+            for seed in range(suite.amount("seeds", config.budget)):
+                if suite.transfer:
+                    jobs.append(_transferred(config, scheme, value, seed, swept, place, root))
+                else:
+                    jobs.append(_trained(config, scheme, value, seed, swept, place))
+    if suite.transfer:
+        seeds = range(suite.amount("seeds", config.budget))
+        jobs += [_trained(config, scheme, None, seed, [], root) for scheme in suite.learners for seed in seeds]
     return jobs
+
+
+def _fixed(config: BenchmarkConfig, scheme: str, value: float | None, swept: list[str], place: Path) -> Job:
+    suite, result = config.suite, place / f"{scheme}.json"
+    if len(suite.fixed[scheme]) != 2:
+        raise UserError(f"suite.fixed.{scheme}: {suite.fixed[scheme]} is not [cacher, allocator]")
+    cacher, allocator = suite.fixed[scheme]
+    episodes = suite.amount("slow_episodes" if allocator in SEARCHING else "episodes", config.budget)
+    own = [s for s in swept if s.startswith("env.")]
+    command = ["evaluate.py", f"env={suite.env}", f"cacher={cacher}", f"allocator={allocator}", *own]
+    command += [f"episodes={episodes}", f"output={result}", "progress_bar=false"]
+    return Job(scheme, value, None, tuple(command), result, trains=False)
+
+
+def _trained(
+    config: BenchmarkConfig, scheme: str, value: float | None, seed: int, swept: list[str], place: Path
+) -> Job:
+    suite, budget, learner = config.suite, config.budget, config.suite.learners[scheme]
+    frames = round(suite.amount("frames", budget) * learner.length)
+    every = max(frames // CURVE_POINTS, 1) if suite.curves else 0
+    directory = place / f"{scheme}-seed{seed}"
+    command = ["train.py", f"experiment={learner.experiment}", f"env={suite.env}", "env.num_envs=16", *swept]
+    command += [f"seed={seed}", f"frames={frames}", f"output_dir={directory}"]
+    command += [f"evaluation.final_episodes={suite.amount('episodes', budget)}", f"evaluation.every_n_frames={every}"]
+    command += ["progress_bar=false", "figures=false", *learner.overrides]
+    return Job(scheme, value, seed, tuple(command), directory / "evaluation.json", trains=True)
+
+
+def _transferred(
+    config: BenchmarkConfig, scheme: str, value: float | None, seed: int, swept: list[str], place: Path, root: Path
+) -> Job:
+    """A policy that was trained once, evaluated at one of the values."""
+    result = place / f"{scheme}-seed{seed}.json"
+    command = ["evaluate.py", f"checkpoint={root / f'{scheme}-seed{seed}' / 'checkpoints' / 'last'}", *swept]
+    command += [f"episodes={config.suite.amount('episodes', config.budget)}", f"output={result}", "progress_bar=false"]
+    return Job(scheme, value, seed, tuple(command), result, trains=False)
 
 
 def execute(job: Job) -> tuple[Job, str | None]:
@@ -127,23 +167,44 @@ def describe(job: Job) -> str:
     return ", ".join(parts)
 
 
-def collect(jobs: list[Job]) -> pd.DataFrame:
-    """One row per job with the evaluation's means."""
+def collect(jobs: list[Job], suite: SuiteConfig) -> pd.DataFrame:
+    """One row per evaluation with its means, and beside them those of the reference and the best scheme.
+
+    A scheme that searches plays few episodes, which are the first ones of the others (see `evaluate`): it is compared
+    with what the others reached in these.
+    """
     rows = []
     for job in jobs:
+        if suite.transfer and job.trains:
+            continue
         stored = json.loads(job.result.read_text())
-        means = {key: entry["mean"] for key, entry in stored["schemes"][stored["name"]].items()}
-        row: dict[str, Any] = {
-            "scheme": job.scheme,
-            "value": job.value,
-            "seed": job.seed,
-            "episodes": stored["episodes"],
-        }
+        metrics = stored["schemes"][stored["name"]]
+        row: dict[str, Any] = {"scheme": job.scheme, "value": job.value, "seed": job.seed}
+        row["episodes"] = stored["episodes"]
         summary = job.result.with_name("summary.json")
-        if job.seed is not None and summary.exists():
+        if job.trains and summary.exists():
             row["training_seconds"] = json.loads(summary.read_text())["training_seconds"]
-        rows.append(row | means)
+        for role, scheme in (("reference", suite.reference), ("best", suite.best)):
+            other = next(j for j in jobs if j.scheme == scheme and j.value == job.value)
+            theirs = json.loads(other.result.read_text())
+            for key in ("utility", "hit_ratio"):
+                episodes = theirs["schemes"][theirs["name"]][key]["episodes"][: stored["episodes"]]
+                row[f"{role}_{key}"] = sum(episodes) / len(episodes)
+        rows.append(row | {key: entry["mean"] for key, entry in metrics.items()})
     return pd.DataFrame(rows)
+
+
+def collect_curves(jobs: list[Job]) -> pd.DataFrame:
+    """The learners' evaluations during training, one row per scheme, value, seed and frame."""
+    parts = []
+    for job in jobs:
+        if job.trains:
+            curve = pd.read_csv(job.result.with_name("evaluations.csv"))[["frame", "slots", "utility", "hit_ratio"]]
+            curve.insert(0, "scheme", job.scheme)
+            curve.insert(1, "value", job.value)
+            curve.insert(2, "seed", job.seed)
+            parts.append(curve)
+    return pd.concat(parts, ignore_index=True)
 
 
 def _provenance(config: BenchmarkConfig, command: str) -> list[str]:
@@ -156,6 +217,6 @@ def _provenance(config: BenchmarkConfig, command: str) -> list[str]:
         f"{os.cpu_count()} cores, Python {platform.python_version()}",
         f"- env={suite.env}; training seeds 0 to {suite.amount('seeds', budget) - 1}, "
         f"{suite.amount('frames', budget)} frames of 16 worlds; {suite.amount('episodes', budget)} held-out episodes, "
-        f"the same worlds for all schemes "
-        f"({suite.amount('slow_episodes', budget)} on other worlds for {', '.join(SEARCHING)})",
+        f"the same worlds for all schemes (for {', '.join(SEARCHING)} the first {suite.amount('slow_episodes', budget)}, "
+        "compared with the others there)",
     ]

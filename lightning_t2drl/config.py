@@ -120,6 +120,15 @@ class EvaluateConfig:
 
 
 @dataclass
+class LearnerConfig:
+    """A scheme that trains: an experiment, what is changed of it, and the length of its runs in units of the suite's."""
+
+    experiment: str = ""
+    overrides: list[str] = field(default_factory=list)
+    length: float = 1.0
+
+
+@dataclass
 class SuiteConfig:
     """`configs/suite/*.yaml`: what a benchmark compares."""
 
@@ -127,9 +136,11 @@ class SuiteConfig:
     env: str = "paper"
     sweep: str | None = None
     values: list[float] = field(default_factory=list)
+    transfer: bool = False
+    curves: bool = False
     reference: str = "rcars"
     best: str = "oracle"
-    learners: dict[str, str] = field(default_factory=dict)
+    learners: dict[str, LearnerConfig] = field(default_factory=dict)
     fixed: dict[str, list[str]] = field(default_factory=dict)
     seeds_small: int = 5
     seeds_full: int = 10
@@ -164,6 +175,14 @@ class BenchmarkConfig:
     def __post_init__(self) -> None:
         one_of("", self, budget=("small", "full"))
         within("", self, workers=(1, 1024))
+
+
+@dataclass
+class ExportConfig:
+    """The composed configuration of `export.py`; `configs/export.yaml` says what each key means."""
+
+    checkpoint: str | None = None
+    output: str = "policy"
 
 
 def strict(schema: type[T], config: DictConfig | Mapping[str, Any]) -> T:

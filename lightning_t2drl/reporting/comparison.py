@@ -35,25 +35,52 @@ def _cells(values: np.ndarray, digits: int) -> str:
 def summary_rows(results: pd.DataFrame, suite: SuiteConfig) -> list[dict[str, str]]:
     """One row per value and scheme: utility, hit ratio, improvements, share of the way to the best."""
     rows = []
+    charged = not np.allclose(results["net_utility"], results["utility"])
     for value, group in results.groupby("value", dropna=False):
-        fixed = group.set_index("scheme")
-        reference, best = fixed.loc[suite.reference], fixed.loc[suite.best]
         for scheme, own in group.groupby("scheme", sort=False):
-            utility, hits = own["utility"].to_numpy(), own["hit_ratio"].to_numpy()
-            way = (utility - reference["utility"]) / (best["utility"] - reference["utility"])
+            columns = ("utility", "hit_ratio", "reference_utility", "reference_hit_ratio", "best_utility")
+            utility, hits, low_utility, low_hits, best = (own[column].to_numpy() for column in columns)
+            way = (utility - low_utility) / (best - low_utility)
             row = {} if suite.sweep is None else {suite.sweep: f"{value:g}"}
             row |= {
                 "scheme": str(scheme),
                 "seeds": str(len(own)) if own["seed"].notna().any() else "-",
                 "utility per slot": _cells(utility, 4),
                 "hit ratio": _cells(hits, 3),
-                "utility vs " + suite.reference: f"{100 * (utility.mean() / reference['utility'] - 1):+.2f} %",
-                "hit ratio vs " + suite.reference: f"{100 * (hits.mean() / reference['hit_ratio'] - 1):+.2f} %",
-                "of " + suite.best: _cells(100 * utility / best["utility"], 2) + " %",
+                "utility vs " + suite.reference: f"{100 * (utility / low_utility - 1).mean():+.2f} %",
+                "hit ratio vs " + suite.reference: f"{100 * (hits / low_hits - 1).mean():+.2f} %",
+                "of " + suite.best: _cells(100 * utility / best, 2) + " %",
                 "of the way": _cells(100 * way, 1) + " %",
             }
+            if charged:
+                row["utility less loading"] = _cells(own["net_utility"].to_numpy(), 4)
+            if "training_seconds" in own and own["training_seconds"].notna().any():
+                row["training s"] = f"{own['training_seconds'].median():.0f}"
             rows.append(row)
-    return rows
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return [{name: row.get(name, "-") for name in names} for row in rows]
+
+
+def largest_improvements(results: pd.DataFrame, suite: SuiteConfig) -> list[str]:
+    """Where the first learner is furthest ahead of each other scheme, in mean over seeds and the same episodes."""
+    ours = next(iter(suite.learners), None)
+    lines = []
+    for scheme in [s for s in dict.fromkeys(results["scheme"]) if s not in (ours, suite.best)]:
+        parts = []
+        for key, label in (("utility", "utility"), ("hit_ratio", "hit ratio")):
+            # A scheme that played other episodes than ours is compared through the reference.
+            relative = results.assign(relative=results[key] / results[f"reference_{key}"])
+            table = relative.pivot_table(index="value", columns="scheme", values="relative", dropna=False)
+            gain = 100 * (table[ours] / table[scheme] - 1) if suite.sweep else _plain_gain(relative, str(ours), scheme)
+            place = f" at {suite.sweep}={gain.idxmax():g}" if suite.sweep else ""
+            parts.append(f"{label} {gain.max():+.2f} %{place}")
+        lines.append(f"- {ours} over {scheme}, at most: {', '.join(parts)}")
+    return lines
+
+
+def _plain_gain(relative: pd.DataFrame, ours: str, theirs: str) -> pd.Series:
+    means = relative.groupby("scheme")["relative"].mean()
+    return pd.Series([100 * (means[ours] / means[theirs] - 1)])
 
 
 def probability_of_improvement(results: pd.DataFrame, suite: SuiteConfig) -> list[str]:
@@ -104,7 +131,10 @@ def write_tables(results: pd.DataFrame, suite: SuiteConfig, directory: Path, pro
     lines += ["| " + " | ".join(row[name] for name in names) + " |" for row in rows]
     improvements = probability_of_improvement(results, suite)
     lines += ["", *improvements] if improvements else []
+    if suite.learners:
+        lines += ["", *largest_improvements(results, suite)]
     lines += ["", f"![{suite.name}](figure.png)"]
+    lines += ["", "![Learning curves](curves.png)"] if suite.curves else []
     (directory / "README.md").write_text("\n".join(lines) + "\n")
 
 
@@ -140,3 +170,25 @@ def draw_comparison(results: pd.DataFrame, suite: SuiteConfig, directory: Path) 
         panels[1].legend(fontsize=7)
     figure.tight_layout()
     return save(figure, directory / "figure.png")
+
+
+def draw_curves(curves: pd.DataFrame, results: pd.DataFrame, suite: SuiteConfig, directory: Path) -> Path:
+    """Utility over training by learner: the mean over seeds within their range, and the best scheme as a line."""
+    style()
+    values = [v for v in dict.fromkeys(curves["value"])]
+    figure, panels = plt.subplots(1, len(values), figsize=(4.5 * len(values), 3), squeeze=False, sharey=True)
+    for axes, value in zip(panels[0], values, strict=True):
+        here = curves[curves["value"] == value] if pd.notna(value) else curves
+        for color, (scheme, own) in zip(PALETTE, here.groupby("scheme", sort=False), strict=False):
+            table = own.pivot_table(index="slots", columns="seed", values="utility")
+            axes.plot(table.index, table.mean(axis=1), color=color, label=scheme)
+            axes.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=color, alpha=0.2, lw=0)
+        best = results[results["scheme"] == suite.best]
+        best = best[best["value"] == value] if pd.notna(value) else best
+        axes.axhline(best["utility"].mean(), color="black", lw=0.8, ls="--", label=suite.best)
+        axes.set_xlabel("slots")
+        axes.set_title("" if pd.isna(value) else f"{suite.sweep}={value:g}")
+    panels[0][0].set_ylabel("utility per slot")
+    panels[0][-1].legend(fontsize=7)
+    figure.tight_layout()
+    return save(figure, directory / "curves.png")

@@ -1,0 +1,232 @@
+"""Decisions of an exported policy, for an operator: needs NumPy and onnxruntime, not PyTorch.
+
+Nothing else of this package is imported, so this file also works alone, copied beside what `export.py` wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FORMAT = 1  # of the directory that `export.py` writes
+POLICY, ALLOCATOR, CRITIC, CACHER = "policy.json", "allocator.onnx", "critic.onnx", "cacher.onnx"
+
+MOST_BITS = 1e15  # of a payload: what float32 can still square
+
+
+class Allocation(NamedTuple):
+    """One slot's decision, one number per user."""
+
+    bandwidth: NDArray[np.float32]  # share of the cell's bandwidth; sums to at most 1
+    steps: NDArray[np.float32]  # denoising steps at the edge, 0 for a miss; sums to at most the step budget
+
+
+class Controller:
+    """Decides for one cell with what `python export.py checkpoint=... output=DIRECTORY` wrote.
+
+    Args:
+        path: that directory.
+        seed: of this controller's own generator; with the same calls in the same order come the same decisions.
+
+    Raises:
+        ValueError: there is no exported policy, or one of another format.
+        ImportError: onnxruntime is not installed.
+    """
+
+    def __init__(self, path: str | Path, seed: int = 0) -> None:
+        self.policy = _read(Path(path))
+        scenario = self.policy["scenario"]
+        self.models: int = scenario["models"]
+        self.users: int | None = self.policy["users"]  # None: any number
+        self.denoising_steps: int = self.policy["denoising_steps"]
+        self.step_budget: float = scenario["step_budget"]
+        # Gain of a user whose uplink signal is as strong as the noise over the whole bandwidth.
+        self.gain_at_0_db: float = scenario["noise_density"] * scenario["bandwidth"] / scenario["user_power"]
+        self.generator = np.random.default_rng(seed)
+        self._allocator = _session(Path(path, ALLOCATOR))
+        self._critic = _session(Path(path, CRITIC)) if self.denoising_steps else None
+        self._cacher = _session(Path(path, CACHER)) if Path(path, CACHER).exists() else None
+
+    def cache(self, popularity: ArrayLike, held: ArrayLike | None = None) -> NDArray[np.bool_]:
+        """Which models to hold for the coming frame.
+
+        Args:
+            popularity: what the policy was trained to see: the number of the popularity state, or (`popularity` of
+                `policy.json` is `frequencies`) how often each model was requested in the last frame, [M].
+            held: which models are held now, bool [M]; only asked for where the policy looks at it.
+
+        Returns:
+            bool [M], within the storage capacity.
+
+        Raises:
+            ValueError: naming the argument that cannot be, or why this policy has no cacher.
+        """
+        kind = self.policy["cacher"]
+        if "left_out" in kind:
+            raise ValueError(f"this policy decides no cache: {kind['left_out']}")
+        if self._cacher is None:
+            return np.array(kind["constant"])
+        feeds: dict[str, NDArray[Any]] = {"popularity": self._popularity(popularity)[None]}
+        if kind["observes_cache"]:
+            if held is None:
+                raise ValueError("held: missing; this policy looks at the models that are held now")
+            feeds["held"] = _flags("held", held, self.models, "models")[None]
+        return self._cacher.run(None, feeds)[0][0]
+
+    def allocate(
+        self,
+        request: ArrayLike,
+        input_bits: ArrayLike,
+        output_bits: ArrayLike,
+        cache: ArrayLike,
+        *,
+        gain: ArrayLike | None = None,
+        snr_db: ArrayLike | None = None,
+        attached: ArrayLike | None = None,
+        samples: int | None = None,
+        seed: int | None = None,
+    ) -> Allocation:
+        """How to split the cell's bandwidth and denoising steps in this slot.
+
+        Args:
+            request: requested model of each user, counted from 0, [U].
+            input_bits, output_bits: payloads, bit [U].
+            cache: which models the cell holds, bool [M].
+            gain: linear power gain of each user's link, [U]; or instead
+            snr_db: its uplink signal-to-noise ratio over the whole bandwidth, dB [U].
+            attached: which users are this cell's, bool [U]; all when left out. The others get nothing.
+            samples: chains to draw, of which the critic picks the best; None: as many as
+                `allocator.decision_samples` said when the policy was exported.
+            seed: with one, the decision depends on nothing but the arguments; None: noise comes from the controller's
+                own generator.
+
+        Raises:
+            ValueError: naming the argument, the user and what would be right.
+            RuntimeError: the policy answers with NaN: its parameters are damaged.
+        """
+        models = _indices("request", request, self.models)
+        users = len(models)
+        if self.users not in (None, users):
+            raise ValueError(
+                f"request: {users} users, but this policy serves exactly {self.users}; policies with set networks "
+                "serve any number"
+            )
+        feeds: dict[str, NDArray[Any]] = {
+            "request": models,
+            "input_bits": _numbers("input_bits", input_bits, users, 0.0, MOST_BITS),
+            "output_bits": _numbers("output_bits", output_bits, users, 0.0, MOST_BITS),
+            "gain": self._gain(gain, snr_db, users),
+            "cache": _flags("cache", cache, self.models, "models"),
+            "attached": np.ones(users, bool) if attached is None else _flags("attached", attached, users, "users"),
+        }
+        shares = self._shares(feeds, users, samples, seed)
+        if not math.isfinite(shares.sum()):
+            raise RuntimeError("the policy answers with NaN: its parameters are damaged; export it anew")
+        return Allocation(shares[:, 0], shares[:, 1] * np.float32(self.step_budget))
+
+    def _shares(
+        self, feeds: dict[str, NDArray[Any]], users: int, samples: int | None, seed: int | None
+    ) -> NDArray[np.float32]:
+        """Shares of bandwidth and of the step budget [U, 2]: of one chain, or of the best of several."""
+        samples = self.policy["decision_samples"] if samples is None else samples
+        if samples < 1:
+            raise ValueError(f"samples: {samples} is below 1")
+        samples = samples if self.denoising_steps else 1  # without a chain all are the same
+        feeds = {name: value[None].repeat(samples, 0) for name, value in feeds.items()}
+        if self.denoising_steps:
+            generator = self.generator if seed is None else np.random.default_rng(seed)
+            shape = (self.denoising_steps, samples, users, 2)
+            feeds["noise"] = generator.standard_normal(shape, np.float32)
+        shares = self._allocator.run(None, feeds)[0]
+        if samples == 1 or self._critic is None:
+            return shares[0]
+        del feeds["noise"]
+        return shares[self._critic.run(None, feeds | {"shares": shares})[0].argmax()]
+
+    def _gain(self, gain: ArrayLike | None, snr_db: ArrayLike | None, users: int) -> NDArray[np.float32]:
+        """Linear gains [U] from whichever of the two there is."""
+        if gain is not None and snr_db is None:
+            return _numbers("gain", gain, users, 0.0, 1.0)
+        if snr_db is not None and gain is None:
+            ratio = 10 ** (_numbers("snr_db", snr_db, users, -300.0, 300.0) / 10)
+            return (self.gain_at_0_db * ratio).astype(np.float32, copy=False)
+        raise ValueError("gain, snr_db: give one of the two")
+
+    def _popularity(self, value: ArrayLike) -> NDArray[np.float32]:
+        """What the cacher's network sees of the demand, [P]."""
+        if self.policy["popularity"] == "state":
+            states = self.policy["scenario"]["popularity_states"]
+            return np.eye(states, dtype=np.float32)[_indices("popularity", np.atleast_1d(value), states)[0]]
+        counts = _numbers("popularity", value, self.models, 0.0, 1e12, "models")
+        total = counts.sum()
+        return counts / total if total else np.full(self.models, 1 / self.models, np.float32)
+
+
+def _read(directory: Path) -> dict[str, Any]:
+    try:
+        policy = json.loads((directory / POLICY).read_text())
+    except (OSError, ValueError):
+        raise ValueError(f"{directory}: no exported policy ({POLICY} cannot be read); export.py makes one") from None
+    if policy.get("format") != FORMAT:
+        raise ValueError(f"{directory}: policy of format {policy.get('format')}; this loader reads {FORMAT}")
+    return policy
+
+
+def _session(path: Path) -> Any:
+    """One thread, in order: the graphs are so small that handing work over costs more than doing it."""
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        raise ImportError("onnxruntime is missing: pip install 'lightning-t2drl[deploy]'") from None
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own types share no base class
+        raise ValueError(f"{path}: cannot be loaded ({str(error).splitlines()[0]})") from None
+
+
+def _numbers(
+    name: str, value: ArrayLike, length: int, low: float, high: float, of: str = "users"
+) -> NDArray[np.float32]:
+    """Float32 [length] within [low, high]; NaN is not."""
+    array = _array(name, value, np.float32, length, of)
+    if not (array.min() >= low and array.max() <= high):
+        bad = int(np.argmin((array >= low) & (array <= high)))
+        raise ValueError(f"{name}: {np.ravel(value)[bad]} of {of[:-1]} {bad} is not a number from {low:g} to {high:g}")
+    return array
+
+
+def _indices(name: str, value: ArrayLike, count: int) -> NDArray[np.int64]:
+    """Int64 [*] from 0 to count - 1; at least one."""
+    array = np.asarray(value)
+    if array.ndim != 1 or not array.size or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"{name}: need whole numbers, not {value!r}")
+    if array.min() < 0 or array.max() >= count:
+        bad = array[(array < 0) | (array >= count)][0]
+        raise ValueError(f"{name}: {bad} is not among 0 to {count - 1}")
+    return array.astype(np.int64, copy=False)
+
+
+def _flags(name: str, value: ArrayLike, length: int, of: str) -> NDArray[np.bool_]:
+    """Bool [length]; 0 and 1 will do."""
+    array = np.asarray(value)
+    if array.dtype != bool and not np.isin(array, (0, 1)).all():
+        raise ValueError(f"{name}: need true or false for each of the {of}")
+    return _array(name, array, bool, length, of)
+
+
+def _array(name: str, value: ArrayLike, dtype: Any, length: int, of: str) -> NDArray[Any]:
+    try:
+        array = np.asarray(value, dtype)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: not an array of numbers") from None
+    if array.shape != (length,):
+        raise ValueError(f"{name}: shape {array.shape}, but there are {length} {of}")
+    return array
