@@ -170,27 +170,29 @@ def describe(job: Job) -> str:
 def collect(jobs: list[Job], suite: SuiteConfig) -> pd.DataFrame:
     """One row per evaluation with its means, and beside them those of the reference and the best scheme.
 
-    A scheme that searches plays few episodes, which are the first ones of the others (see `evaluate`): it is compared
-    with what the others reached in these.
+    A scheme that searches plays few episodes, which are the first ones of the others (see `evaluate`). Its utility and
+    hit ratio are put on the scale of all episodes by what the best scheme reached in these and in all; what it reached
+    itself stays as `utility_played`, `hit_ratio_played`.
     """
+    stored = {job: json.loads(job.result.read_text()) for job in jobs if job.trains is False or not suite.transfer}
+    metrics = {job: content["schemes"][content["name"]] for job, content in stored.items()}
     rows = []
-    for job in jobs:
-        if suite.transfer and job.trains:
-            continue
-        stored = json.loads(job.result.read_text())
-        metrics = stored["schemes"][stored["name"]]
+    for job, content in stored.items():
         row: dict[str, Any] = {"scheme": job.scheme, "value": job.value, "seed": job.seed}
-        row["episodes"] = stored["episodes"]
+        row |= {"episodes": content["episodes"]} | {key: entry["mean"] for key, entry in metrics[job].items()}
         summary = job.result.with_name("summary.json")
         if job.trains and summary.exists():
             row["training_seconds"] = json.loads(summary.read_text())["training_seconds"]
-        for role, scheme in (("reference", suite.reference), ("best", suite.best)):
-            other = next(j for j in jobs if j.scheme == scheme and j.value == job.value)
-            theirs = json.loads(other.result.read_text())
-            for key in ("utility", "hit_ratio"):
-                episodes = theirs["schemes"][theirs["name"]][key]["episodes"][: stored["episodes"]]
-                row[f"{role}_{key}"] = sum(episodes) / len(episodes)
-        rows.append(row | {key: entry["mean"] for key, entry in metrics.items()})
+        reference, best = (
+            metrics[next(j for j in stored if j.scheme == scheme and j.value == job.value)]
+            for scheme in (suite.reference, suite.best)
+        )
+        for key in ("utility", "hit_ratio"):
+            same = best[key]["episodes"][: content["episodes"]]
+            row[f"{key}_played"] = row[key]
+            row[key] *= best[key]["mean"] / (sum(same) / len(same))
+            row |= {f"reference_{key}": reference[key]["mean"], f"best_{key}": best[key]["mean"]}
+        rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -217,6 +219,6 @@ def _provenance(config: BenchmarkConfig, command: str) -> list[str]:
         f"{os.cpu_count()} cores, Python {platform.python_version()}",
         f"- env={suite.env}; training seeds 0 to {suite.amount('seeds', budget) - 1}, "
         f"{suite.amount('frames', budget)} frames of 16 worlds; {suite.amount('episodes', budget)} held-out episodes, "
-        f"the same worlds for all schemes (for {', '.join(SEARCHING)} the first {suite.amount('slow_episodes', budget)}, "
-        "compared with the others there)",
+        f"the same worlds for all schemes (for {', '.join(SEARCHING)} the first "
+        f"{suite.amount('slow_episodes', budget)}, put on the scale of all)",
     ]

@@ -41,6 +41,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             temporary.unlink(missing_ok=True)
 
 
+def write_atomically(path: Path, text: str) -> None:
+    """Make `text` the content of a file: at any instant the old content or the new is there, complete."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_directory(path.parent)
+
+
 def sync_directory(directory: Path) -> None:
     """Make renames in a directory survive a power cut."""
     descriptor = os.open(directory, os.O_RDONLY)
@@ -103,7 +114,7 @@ def newest_good(directory: Path, say: Callable[[str], None]) -> tuple[Path, dict
             return path, load_checkpoint(path)
         except UserError as error:
             say(f"skipped: {error}")
-    raise UserError(f"{directory}: no checkpoint to resume from")
+    raise UserError(f"{directory}: holds no checkpoint that can be read")
 
 
 def resolve(path: str, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:

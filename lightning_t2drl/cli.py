@@ -41,6 +41,9 @@ HYDRA_FLAGS = (
     "-sc",
 )
 
+LAUNCHER_EXTRAS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}  # what installs which launcher
+
+PATHS = ("resume", "checkpoint", "output", "output_dir", "work_dir")
 HELD_BACK = ("env.", "cacher.", "allocator.")
 
 
@@ -53,9 +56,17 @@ def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONFIG_ROOT), version_base="1.3"):
-            return compose(config_name, overrides=overrides)
+            return compose(config_name, overrides=[_quoted(override) for override in overrides])
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_one_line(error)) from None
+
+
+def _quoted(override: str) -> str:
+    """Paths may hold `=`, as those of checkpoints do, which Hydra only takes in quotes."""
+    key, _, value = override.partition("=")
+    if key in PATHS and "=" in value and value[0] not in "'\"":
+        return f"{key}='{value}'"
+    return override
 
 
 def _one_line(error: BaseException) -> str:
@@ -63,11 +74,19 @@ def _one_line(error: BaseException) -> str:
     text = str(error)
     if missing := re.search(r"Could not find '(.+)/(.+)'", text):
         group, choice = missing.groups()
-        known = sorted(path.stem for path in (CONFIG_ROOT / group).glob("*.yaml"))
+        if group == "hydra/launcher" and choice in LAUNCHER_EXTRAS:
+            return f"{group}={choice}: not installed; pip install lightning-t2drl[{LAUNCHER_EXTRAS[choice]}]"
+        known = re.findall(r"^\t(\S+)$", text.partition("Available options in")[2], re.M)
         return f"{group}={choice}: no such choice; there are {', '.join(known)}"
     if missing := re.search(r"Could not override '(.+)'\.", text):
         return f"{missing.group(1)}: no such key"
     return " ".join(line.strip() for line in text.splitlines() if line.strip()) or type(error).__name__
+
+
+def prepare_process() -> None:
+    """What every process that runs a job needs; a sweep's launcher may have started it."""
+    quiet_libraries()
+    torch.set_flush_denormal(True)  # denormals slow updates down several times over
 
 
 def quiet_libraries() -> None:
@@ -94,8 +113,7 @@ def entry_point(config_name: str, schema: type, job: Job) -> None:
 
     Exit status: 0 when done, 1 after one line about a user's mistake or about NaN, 128 + n when signal n ended the run.
     """
-    quiet_libraries()
-    torch.set_flush_denormal(True)  # denormals slow updates down several times over
+    prepare_process()
     arguments = sys.argv[1:]
     try:
         if any(flag in arguments for flag in HYDRA_FLAGS):
@@ -105,15 +123,18 @@ def entry_point(config_name: str, schema: type, job: Job) -> None:
     except (UserError, NonFiniteError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from None
+    except (HydraException, OmegaConfBaseException) as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def _hydra_main(config_name: str, schema: type, job: Job) -> None:
+    """Sweeps and Hydra's own flags. A sweep runs all its jobs, then fails with the first error one of them met."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach `entry_point`, which puts them into one line, as they are
+
     @hydra.main(version_base="1.3", config_path=str(CONFIG_ROOT), config_name=config_name)
     def main(raw: DictConfig) -> None:
-        try:
-            job(strict(schema, raw), raw, list(HydraConfig.get().overrides.task))
-        except (UserError, NonFiniteError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(1) from None
+        prepare_process()
+        job(strict(schema, raw), raw, list(HydraConfig.get().overrides.task))
 
     main()

@@ -87,6 +87,7 @@ class TrainConfig:
     frames: int = 1000
     output_dir: str | None = None
     resume: str | None = None
+    compile: bool = False
     progress_bar: bool = True
     figures: bool = True
     env: EnvConfig = field(default_factory=EnvConfig)
@@ -121,7 +122,7 @@ class EvaluateConfig:
 
 @dataclass
 class LearnerConfig:
-    """A scheme that trains: an experiment, what is changed of it, and the length of its runs in units of the suite's."""
+    """A scheme that trains: an experiment, what is changed of it, and its length in units of the suite's frames."""
 
     experiment: str = ""
     overrides: list[str] = field(default_factory=list)

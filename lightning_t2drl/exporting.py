@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from lightning_t2drl import __version__
 from lightning_t2drl.allocators.actor_critic import ActorCriticAllocator
 from lightning_t2drl.cachers.base import Cacher
-from lightning_t2drl.cachers.knapsack import KnapsackCacher
 from lightning_t2drl.cachers.popular import PopularCacher
 from lightning_t2drl.cachers.q_learning import QLearningCacher
 from lightning_t2drl.checkpoints import resolve
@@ -96,11 +95,7 @@ class CacherGraph(nn.Module):
 
     def __init__(self, cacher: QLearningCacher) -> None:
         super().__init__()
-        self.cacher = copy.copy(cacher)
-        if isinstance(cacher, KnapsackCacher):
-            # The dynamic programme's slices follow the sizes, so these must be numbers when it is unrolled.
-            self.cacher._buffers = {}
-            self.cacher.sizes = cacher.sizes.tolist()  # type: ignore[assignment]
+        self.cacher = cacher
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Bool [N, M] from `popularity` and, where the cacher looks at it, `held` of `INPUTS`."""

@@ -1,4 +1,4 @@
-"""Trackers: CSV files that survive interruptions without gap or duplicate, W&B and TensorBoard by Lightning."""
+"""Trackers: CSV files that survive interruptions without gap or duplicate, W&B, and TensorBoard by Lightning."""
 
 from __future__ import annotations
 
@@ -6,29 +6,37 @@ import csv
 import json
 import os
 import secrets
+import sys
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
+from lightning_t2drl.checkpoints import write_atomically
 from lightning_t2drl.config import TrainConfig
-from lightning_t2drl.distributed import is_rank_zero
+from lightning_t2drl.errors import UserError
 
 EVALUATION = "evaluation/"
+BEGINNING = -1  # the frame at which a run begins that is not resumed: before the evaluation at frame 0
+OFFLINE = "logger.offline=true needs neither account nor network"
 
 
 class FrameCSVLogger(Logger):
     """One row per logged frame in `metrics.csv`, one per evaluation in `evaluations.csv`.
 
     Rows are on disk as soon as they are logged. A new column rewrites the file (a run meets its losses only after
-    warming up); `truncate` drops what a resumed run will log again.
+    warming up).
+
+    Args:
+        directory: where the files are.
+        frame: where the run goes on; rows after it, and a row that a kill has torn, are dropped.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, frame: int) -> None:
         super().__init__()
         self.directory = directory
         self._columns: dict[str, list[str]] = {}
+        self._truncate(frame)
 
     @property
     def name(self) -> str:
@@ -38,11 +46,9 @@ class FrameCSVLogger(Logger):
     def version(self) -> str:
         return ""
 
-    @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing: the composed config is saved in the output directory."""
 
-    @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         evaluation = any(key.startswith(EVALUATION) for key in metrics)
         row: dict[str, Any] = {"frame": step}
@@ -56,10 +62,10 @@ class FrameCSVLogger(Logger):
             self._rewrite(path, columns, self._rows(path))
         with open(path, "a", newline="") as target:
             csv.DictWriter(target, columns, restval="").writerow(row)
+            target.flush()
+            os.fsync(target.fileno())
 
-    @rank_zero_only
-    def truncate(self, frame: int) -> None:
-        """Drop rows after `frame`, and a row that was torn by a kill."""
+    def _truncate(self, frame: int) -> None:
         for file in ("metrics.csv", "evaluations.csv"):
             path = self.directory / file
             if path.exists():
@@ -92,36 +98,96 @@ class FrameCSVLogger(Logger):
         os.replace(temporary, path)
 
 
-def make_loggers(config: TrainConfig, output_dir: Path) -> list[Logger]:
-    """The CSV logger and those the config asks for; a resumed run goes on in the same W&B run."""
-    loggers: list[Logger] = [FrameCSVLogger(output_dir)]
+class FrameWandbLogger(Logger):
+    """One W&B run per output directory, however often it is interrupted; metrics are plotted against `frame`.
+
+    The run's id is kept in `wandb.json`, unless a sweep's agent dictates it. The API key stays where W&B looks for it.
+
+    Args:
+        config: whose `logger` section says where to and under which labels.
+        plain: the composed config, logged with the run.
+        directory: of the run; W&B's own files go to `wandb/` in it.
+
+    Raises:
+        UserError: W&B does not take the run: no network, no such entity, not logged in.
+    """
+
+    def __init__(self, config: TrainConfig, plain: dict[str, Any], directory: Path) -> None:
+        super().__init__()
+        import wandb
+
+        c = config.logger
+        marker = directory / "wandb.json"
+        known = json.loads(marker.read_text())["id"] if marker.exists() else secrets.token_hex(4)
+        run_id = os.environ.get("WANDB_RUN_ID") or known
+        write_atomically(marker, json.dumps({"id": run_id}))
+        try:
+            self.run = wandb.init(
+                project=c.project,
+                entity=c.entity,
+                name=f"{config.name}-seed{config.seed}",
+                group=c.group or config.name,
+                job_type=c.job_type,
+                tags=c.tags,
+                id=run_id,
+                resume="allow",
+                mode="offline" if c.offline else None,
+                dir=str(directory),
+                reinit="finish_previous",
+            )
+        except wandb.errors.Error as error:
+            raise UserError(f"logger: W&B does not take the run ({str(error).splitlines()[0]}); {OFFLINE}") from None
+        self.run.config.update(plain, allow_val_change=True)
+        self.run.define_metric("frame")
+        self.run.define_metric("slots", step_metric="frame")
+        self.run.define_metric("*", step_metric="frame")
+
+    @property
+    def name(self) -> str:
+        return "wandb"
+
+    @property
+    def version(self) -> str:
+        return self.run.id
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the composed config was logged when the run began."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.run.log({"frame": step, **metrics})
+
+    def log_results(self, frame: int, figures: list[Path], checkpoint: Path | None, final: dict[str, float]) -> None:
+        """What a finished run leaves: figures, the last checkpoint as an artifact, final means; ends the W&B run."""
+        import wandb
+
+        self.run.log({"frame": frame} | {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures})
+        self.run.summary.update({f"final/{key}": value for key, value in final.items()})
+        if checkpoint is not None:
+            artifact = wandb.Artifact(f"{self.run.name}-checkpoint", type="checkpoint", metadata={"frame": frame})
+            artifact.add_file(str(checkpoint), policy="immutable")  # uploaded from here, not from a copy at home
+            self.run.log_artifact(artifact)
+        self.run.finish()
+
+    def finalize(self, status: str) -> None:
+        if status != "success":
+            self.run.finish(exit_code=1)
+
+
+def check_wandb_account(config: TrainConfig) -> None:
+    """Raise `UserError` where W&B would have to ask who is there: online, not logged in, and no terminal to ask at."""
+    if not config.logger.wandb or config.logger.offline or sys.stdin.isatty():
+        return
+    import wandb
+
+    if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False):
+        raise UserError(f"logger: W&B knows no account here; run `wandb login`, or {OFFLINE}")
+
+
+def make_loggers(config: TrainConfig, plain: dict[str, Any], directory: Path, frame: int) -> list[Logger]:
+    """The CSV logger and those the config asks for, of a run that goes on at `frame` or is at its `BEGINNING`."""
+    loggers: list[Logger] = [FrameCSVLogger(directory, frame)]
     if config.logger.tensorboard:
-        loggers.append(TensorBoardLogger(str(output_dir), name="tensorboard", version=""))
+        loggers.append(TensorBoardLogger(str(directory), name="tensorboard", version=""))
     if config.logger.wandb:
-        loggers.append(_wandb_logger(config, output_dir))
+        loggers.append(FrameWandbLogger(config, plain, directory))
     return loggers
-
-
-def _wandb_logger(config: TrainConfig, output_dir: Path) -> WandbLogger:
-    marker = output_dir / "wandb.json"
-    run_id = json.loads(marker.read_text())["id"] if marker.exists() else secrets.token_hex(4)
-    marker.write_text(json.dumps({"id": run_id}))
-    logger = WandbLogger(
-        project=config.logger.project,
-        entity=config.logger.entity,
-        name=f"{config.name}-seed{config.seed}",
-        group=config.logger.group or config.name,
-        job_type=config.logger.job_type,
-        tags=config.logger.tags,
-        id=run_id,
-        resume="allow",
-        offline=config.logger.offline,
-        save_dir=str(output_dir),
-        log_model=False,
-    )
-    if is_rank_zero():
-        run = logger.experiment
-        run.define_metric("frame")
-        run.define_metric("slots")
-        run.define_metric("*", step_metric="frame")
-    return logger

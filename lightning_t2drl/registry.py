@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -35,15 +35,51 @@ def typed(schema: type, values: Mapping[str, Any], key: str) -> Any:
     Raises:
         UserError: a key that the schema does not have, or a value of another type; the line names `key`.KEY.
     """
+    values = {name: _rows_of_floats(value) for name, value in values.items()}
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(values)))
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
     except OmegaConfBaseException as error:
-        name = ".".join(part for part in (key, str(error.full_key or error.key or "")) if part)
+        inner, owner, value = _culprit(schema, values)
+        full = str(error.full_key or "")
+        name = ".".join(part for part in (key, full if full.startswith(inner) else inner) if part)
         if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
-            owner = error.object_type if dataclasses.is_dataclass(error.object_type) else schema
-            known = ", ".join(sorted(f.name for f in dataclasses.fields(owner)))
-            raise UserError(f"{name}: no such key; known are {known}") from None
-        raise UserError(f"{name}: {str(error.msg or error).splitlines()[0]}") from None
+            raise UserError(f"{name}: no such key; known are {_keys(owner)}") from None
+        reason = str(error.msg or error).splitlines()[0]
+        if any(word in reason for word in ("ListConfig", "subclass")):  # OmegaConf's words, not the user's
+            hint = get_type_hints(owner)[inner.rpartition(".")[2]]
+            kind = hint.__name__ if isinstance(hint, type) else hint
+            reason = f"{value!r} is not {f'a group of {_keys(hint)}' if dataclasses.is_dataclass(hint) else kind}"
+        raise UserError(f"{name}: {reason.replace('typing.List', 'list')}") from None
+
+
+def _rows_of_floats(value: Any) -> Any:
+    """Integers in lists of lists as floats: OmegaConf converts them in a list, but not in a list of lists."""
+    if isinstance(value, Mapping):
+        return {key: _rows_of_floats(inner) for key, inner in value.items()}
+    if not isinstance(value, list):
+        return value
+    return [[float(v) if type(v) is int else v for v in row] if isinstance(row, list) else row for row in value]
+
+
+def _culprit(schema: Any, values: Mapping[str, Any]) -> tuple[str, Any, Any]:
+    """Of the first value that does not fit: its dotted key, the dataclass it was meant for, and itself.
+
+    OmegaConf's errors do not name the whole key where a list or a group stands in another's place.
+    """
+    for key, value in values.items():
+        try:
+            OmegaConf.merge(OmegaConf.structured(schema), {key: value})
+        except OmegaConfBaseException:
+            nested = get_type_hints(schema).get(key)
+            if isinstance(value, Mapping) and dataclasses.is_dataclass(nested):
+                inner, owner, value = _culprit(nested, value)
+                return f"{key}.{inner}", owner, value
+            return key, schema, value
+    return "", schema, values
+
+
+def _keys(schema: Any) -> str:
+    return ", ".join(sorted(field.name for field in dataclasses.fields(schema)))
 
 
 def build(values: Mapping[str, Any], *args: Any, key: str = "_target_") -> Any:

@@ -80,7 +80,7 @@ def mine(module: TwoTimescaleModule, checkpoint: dict[str, Any]) -> dict[str, An
             f"resume: the checkpoint was written by {len(own['ranks'])} process(es), this run has {world_size}; "
             "an exact resume needs the same number (trainer.devices)"
         )
-    module.frame, module.slots, module.gradient_steps = own["frame"], own["slots"], own["gradient_steps"]
+    _load_counters(module, own)
     return own["ranks"][module.global_rank]
 
 
@@ -94,3 +94,13 @@ def restore(module: TwoTimescaleModule, state: dict[str, Any]) -> None:
         policy.load_extra_state(state["policies"][name])
     module.meters.load_state_dict(state["meters"], module.device)
     GlobalRNGState().load_state_dict(state["global_rng"])
+
+
+def load_parameters(module: TwoTimescaleModule, checkpoint: dict[str, Any]) -> None:
+    """Parameters and counters alone: all that a module needs which plays no further frame."""
+    _load_counters(module, check(checkpoint, "resume"))
+    module.load_state_dict(checkpoint["state_dict"])
+
+
+def _load_counters(module: TwoTimescaleModule, own: dict[str, Any]) -> None:
+    module.frame, module.slots, module.gradient_steps = own["frame"], own["slots"], own["gradient_steps"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -14,26 +15,37 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import WandbLogger
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from callbacks import FrameCheckpoint, FrameProgress, GracefulStop, PeriodicEvaluation
+from lightning_t2drl import run_state
+from lightning_t2drl.allocators.actor_critic import ActorCriticAllocator
+from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.allocators.equal import EqualAllocator, EqualConfig
 from lightning_t2drl.cachers.random import RandomCacher, RandomConfig
-from lightning_t2drl.checkpoints import AtomicCheckpointIO, newest_good, resolve
+from lightning_t2drl.checkpoints import (
+    AtomicCheckpointIO,
+    in_order,
+    load_checkpoint,
+    newest_good,
+    remove_leftovers,
+    resolve,
+    write_atomically,
+)
 from lightning_t2drl.config import TrainConfig, build_policies
 from lightning_t2drl.distributed import AlternatingDDPStrategy, is_rank_zero
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.evaluation import evaluate, summarise
-from lightning_t2drl.loggers import FrameCSVLogger, make_loggers
+from lightning_t2drl.loggers import BEGINNING, FrameWandbLogger, check_wandb_account, make_loggers
 from lightning_t2drl.policy import derive_seed
 from lightning_t2drl.reporting.figures import draw_run
 from lightning_t2drl.reporting.tables import improvement, schemes_table
-from lightning_t2drl.run_state import KEY
 from lightning_t2drl.two_timescale import TwoTimescaleModule
 
 OUTPUT_DIR_VARIABLE = "LIGHTNING_T2DRL_OUTPUT_DIR"  # tells the processes that DDP starts which directory rank 0 chose
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 # What may differ between a checkpoint's config and the resumed run's without changing what is computed.
 HARMLESS = ("name", "frames", "output_dir", "resume", "progress_bar", "figures", "logger", "checkpoint", "evaluation")
@@ -68,17 +80,46 @@ def train(config: TrainConfig, raw: DictConfig, overrides: list[str]) -> dict[st
     L.seed_everything(derive_seed(config.seed, "parameters") % 2**32, verbose=False)
     scenario, cacher, allocator = build_policies(config.env, config.cacher, config.allocator)
     module = TwoTimescaleModule(
-        scenario, cacher, allocator, config.loop, config.env.num_envs, config.frames, config.seed
+        scenario, cacher, allocator, config.loop, config.env.num_envs, config.frames, config.seed, config.compile
     )
+    _check_compilable(config, allocator)
     console = Console(stderr=False, quiet=not is_rank_zero())
-    checkpoint = _checkpoint_to_resume(config, console)
+    _check_hardware(config)
+    check_wandb_account(config)
     plain: dict[str, Any] = OmegaConf.to_container(raw, resolve=True)  # type: ignore[assignment]
-    if checkpoint is not None:
-        _check_compatible(plain, checkpoint[1], console)
-    if config.trainer.accelerator == "gpu" and not torch.cuda.is_available():
-        raise UserError("trainer.accelerator: gpu, but PyTorch sees no CUDA device; use trainer=cpu")
+    resumed = _resume_from(config, plain, console)
     with output_directory(config) as directory:
-        return _run(config, plain, module, directory, checkpoint, console)
+        try:
+            return _run(config, plain, module, directory, resumed, console)
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            where = error.filename or directory
+            raise UserError(f"{where}: cannot be written ({error.strerror}); checkpoints are intact") from None
+
+
+def _check_hardware(config: TrainConfig) -> None:
+    t = config.trainer
+    if torch.cuda.is_available():
+        return
+    if t.accelerator == "gpu":
+        raise UserError("trainer.accelerator: gpu, but PyTorch sees no CUDA device; use trainer=cpu")
+    if t.precision == "16-mixed":
+        raise UserError("trainer.precision: 16-mixed needs a GPU; use bf16-mixed or 32-true")
+
+
+def _check_compilable(config: TrainConfig, allocator: Allocator) -> None:
+    """The compiled update knows neither other processes' gradients nor mixed precision.
+
+    Raises:
+        UserError: naming what stands in the way.
+    """
+    if not config.compile:
+        return
+    if config.trainer.strategy != "auto" or config.trainer.precision != "32-true":
+        raise UserError("compile: true needs one process and trainer.precision=32-true")
+    if not isinstance(allocator, ActorCriticAllocator):
+        raise UserError(f"compile: {type(allocator).__name__} has no gradient update to compile")
 
 
 def _run(
@@ -86,22 +127,21 @@ def _run(
     plain: dict[str, Any],
     module: TwoTimescaleModule,
     directory: Path,
-    checkpoint: tuple[Path, dict[str, Any]] | None,
+    resumed: tuple[Path, int] | None,
     console: Console,
 ) -> dict[str, Any]:
     module.checkpoint_extra = {"config": plain}
+    text = OmegaConf.to_yaml(OmegaConf.create(plain))
+    checkpoint, frame = resumed or (None, BEGINNING)
+    if checkpoint is None:
+        console.print(f"[dim]{text}[/dim]", highlight=False)
+    else:
+        console.print(f"resuming from {checkpoint} at frame {frame}")
+    loggers = []
     if is_rank_zero():
-        (directory / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(plain)))
-        if checkpoint is None:
-            console.print(f"[dim]{OmegaConf.to_yaml(OmegaConf.create(plain))}[/dim]", highlight=False)
-    loggers = make_loggers(config, directory)
-    if checkpoint is not None:
-        frame = checkpoint[1][KEY]["frame"]
-        console.print(f"resuming from {checkpoint[0]} at frame {frame}")
-        if is_rank_zero():
-            for logger in loggers:
-                if isinstance(logger, FrameCSVLogger):
-                    logger.truncate(frame)
+        remove_leftovers(directory)
+        write_atomically(directory / "config.yaml", text)
+        loggers = make_loggers(config, plain, directory, frame)
     stop = GracefulStop()
     saver = FrameCheckpoint(directory / "checkpoints", config.checkpoint.every_n_frames, config.checkpoint.keep)
     callbacks: list[L.Callback] = [stop, PeriodicEvaluation(config.evaluation), saver]
@@ -109,7 +149,10 @@ def _run(
         callbacks.insert(0, FrameProgress(console))
     trainer = make_trainer(config, loggers, callbacks)
     start = time.perf_counter()
-    trainer.fit(module, Frames(config.frames), ckpt_path=checkpoint and str(checkpoint[0]), weights_only=True)
+    if checkpoint is not None and frame == config.frames:  # killed after its last frame: only the end is left
+        run_state.load_parameters(module, load_checkpoint(checkpoint))
+    else:
+        trainer.fit(module, Frames(config.frames), ckpt_path=checkpoint and str(checkpoint), weights_only=True)
     seconds = time.perf_counter() - start
     summary = {
         "name": config.name,
@@ -124,7 +167,7 @@ def _run(
         raise SystemExit(128 + stop.received)
     if is_rank_zero():
         summary |= _finish(config, module, directory, loggers, console)
-        (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        write_atomically(directory / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 
 
@@ -213,7 +256,12 @@ def _choose_directory(config: TrainConfig) -> Path:
 # -- resuming
 
 
-def _checkpoint_to_resume(config: TrainConfig, console: Console) -> tuple[Path, dict[str, Any]] | None:
+def _resume_from(config: TrainConfig, plain: dict[str, Any], console: Console) -> tuple[Path, int] | None:
+    """The checkpoint to go on from and its frame, or None to begin.
+
+    Raises:
+        UserError: there is none to be had, it was made with another config, or the run is finished.
+    """
     if config.resume is None:
         return None
 
@@ -223,18 +271,32 @@ def _checkpoint_to_resume(config: TrainConfig, console: Console) -> tuple[Path, 
     if config.resume == "auto":
         if config.output_dir is None:
             raise UserError("resume: auto needs output_dir, the directory of the run to go on with")
-        directory = Path(config.output_dir) / "checkpoints"
-        if not directory.is_dir() and not Path(config.output_dir).exists():
-            raise UserError(f"resume: {config.output_dir} does not exist")
-        found = newest_good(directory, say)
+        if _never_saved(Path(config.output_dir)):
+            say(f"{config.output_dir} holds no checkpoint yet: beginning")
+            return None
+        path, checkpoint = newest_good(Path(config.output_dir) / "checkpoints", say)
     else:
-        found = resolve(config.resume, say)
-    frame = found[1][KEY]["frame"]
-    if frame >= config.frames:
+        path, checkpoint = resolve(config.resume, say)
+    _check_compatible(plain, checkpoint, console)
+    frame = checkpoint[run_state.KEY]["frame"]
+    finished = config.output_dir is not None and (Path(config.output_dir) / "summary.json").exists()
+    if frame > config.frames or (frame == config.frames and finished):
         raise UserError(
             f"frames: the checkpoint is at frame {frame} already; frames={config.frames} leaves nothing to do"
         )
-    return found
+    return path, frame
+
+
+def _never_saved(directory: Path) -> bool:
+    """Whether there is nothing to go on from: no run was begun in `directory`, or none lived to its first checkpoint.
+
+    Raises:
+        UserError: what `directory` holds is no run.
+    """
+    visible = [path.name for path in directory.glob("*") if not path.name.startswith(".")]
+    if visible and "config.yaml" not in visible:
+        raise UserError(f"resume: {directory} holds no run to go on with")
+    return not in_order(directory / "checkpoints")
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -249,7 +311,7 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
 
 def _check_compatible(plain: dict[str, Any], checkpoint: dict[str, Any], console: Console) -> None:
     """Refuse to resume with a config that would compute something else; name harmless differences."""
-    now, then = flatten(plain), flatten(checkpoint[KEY]["config"])
+    now, then = flatten(plain), flatten(checkpoint[run_state.KEY]["config"])
     different = sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
     harmless = [k for k in different if k.split(".")[0] in HARMLESS or k in HARMLESS_NESTED]
     breaking = [k for k in different if k not in harmless]
@@ -272,7 +334,7 @@ def _finish(
     summary: dict[str, Any] = {}
     if config.evaluation.final_episodes:
         results = final_evaluation(config, module)
-        (directory / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
+        write_atomically(directory / "evaluation.json", json.dumps(results, indent=2) + "\n")
         console.print(schemes_table(results))
         ours, reference = results["schemes"][config.name], results["schemes"]["random+equal"]
         for key, label in (("hit_ratio", "model hit ratio"), ("total_utility", "total utility")):
@@ -286,9 +348,11 @@ def _finish(
     console.print(
         f"results in {directory}: " + ", ".join(sorted(p.name for p in directory.iterdir() if p.name[0] != "."))
     )
+    checkpoint = in_order(directory / "checkpoints")[-1] if config.logger.log_checkpoint else None
+    final = {} if results is None else {k: v["mean"] for k, v in results["schemes"][config.name].items()}
     for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            _log_artifacts(config, logger, directory, figures, results)
+        if isinstance(logger, FrameWandbLogger):
+            logger.log_results(module.frame, figures, checkpoint, final)
     return summary
 
 
@@ -309,24 +373,3 @@ def final_evaluation(config: TrainConfig, module: TwoTimescaleModule) -> dict[st
         "deadline": scenario.deadline,
         "schemes": schemes,
     }
-
-
-def _log_artifacts(
-    config: TrainConfig, logger: WandbLogger, directory: Path, figures: list[Path], results: dict[str, Any] | None
-) -> None:
-    import wandb
-
-    run = logger.experiment
-    run.config.update(
-        json.loads(json.dumps(OmegaConf.to_container(OmegaConf.load(directory / "config.yaml")))), allow_val_change=True
-    )
-    run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in figures} | {"frame": config.frames})
-    if results is not None:
-        ours = results["schemes"][config.name]
-        run.summary.update({f"final/{key}": value["mean"] for key, value in ours.items()})
-    if config.logger.log_checkpoint:
-        artifact = wandb.Artifact(f"{config.name}-seed{config.seed}-checkpoint", type="checkpoint")
-        for path in sorted((directory / "checkpoints").glob("*.ckpt"))[-1:]:
-            artifact.add_file(str(path))
-        run.log_artifact(artifact)
-    wandb.finish()

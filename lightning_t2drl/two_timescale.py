@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -10,19 +11,22 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from tensordict import TensorDict
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_t2drl import run_state
+from lightning_t2drl.allocators.actor_critic import ActorCriticAllocator
 from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.cachers.base import Cacher
 from lightning_t2drl.checks import within
+from lightning_t2drl.compiled import CompiledUpdate
 from lightning_t2drl.distributed import average_gradients
 from lightning_t2drl.envs import EdgeAIGCEnv
 from lightning_t2drl.errors import NonFiniteError
 from lightning_t2drl.metrics import Meters, slot_metrics
-from lightning_t2drl.policy import Policy, derive_seed
+from lightning_t2drl.policy import Metrics, Policy, derive_seed
 from lightning_t2drl.replay import PackedReplay
 from lightning_t2drl.system import amend_allocation, amend_cache
 from lightning_t2drl.system.scenario import Scenario
@@ -64,6 +68,7 @@ class TwoTimescaleModule(L.LightningModule):
         num_envs: N, per rank.
         frames: length of the run; schedules are functions of frame / frames.
         seed: of everything random in here.
+        compile: whether the allocator's update becomes one compiled graph; for one process in full precision.
     """
 
     def __init__(
@@ -75,6 +80,7 @@ class TwoTimescaleModule(L.LightningModule):
         num_envs: int,
         frames: int,
         seed: int,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -85,6 +91,8 @@ class TwoTimescaleModule(L.LightningModule):
         self.num_envs = num_envs
         self.frames = frames
         self.seed = seed
+        self.compile_update = compile
+        self.compiled: CompiledUpdate | None = None
         self.frame = 0
         self.slots = 0
         self.gradient_steps = 0
@@ -117,10 +125,10 @@ class TwoTimescaleModule(L.LightningModule):
         yield "allocator", self.allocator
 
     def configure_optimizers(self) -> list[Optimizer]:
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        mixed = isinstance(self.trainer.precision_plugin, MixedPrecision)
         by_name: dict[str, Optimizer] = {}
         for owner, policy in self.policies():
-            policy.fused_optimizers = not scaled  # fused steps and clipping exclude each other under a gradient scaler
+            policy.fused_optimizers = not mixed  # Lightning clips no fused optimizer's gradients in mixed precision
             by_name |= {f"{owner}.{name}": optimizer for name, optimizer in policy.optimizers_by_name().items()}
         self.optimizer_names = list(by_name)
         self.learning_rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in by_name.items()}
@@ -133,6 +141,9 @@ class TwoTimescaleModule(L.LightningModule):
         if self.restored is not None:
             run_state.restore(self, self.restored)
             self.restored = None
+        if self.compile_update and isinstance(self.allocator, ActorCriticAllocator):
+            own = {name: self.optimizer[f"allocator.{name}"].optimizer for name in ("critic", "actor")}
+            self.compiled = CompiledUpdate(self.allocator, own, self.loop.gradient_clip)
         self.meters.start_clock(self.slots)
 
     # -- the loop
@@ -192,9 +203,32 @@ class TwoTimescaleModule(L.LightningModule):
             return
         for _ in range(times):
             batch = replay.sample(batch_size)
-            with self._networks():
-                metrics = policy.update(batch, partial(self._minimise, owner))
+            metrics = self._compiled_update(batch) if owner == "allocator" else None
+            if metrics is None:
+                with self._networks():
+                    metrics = policy.update(batch, partial(self._minimise, owner))
             self.meters.add({f"{owner}/{key}": value for key, value in metrics.items()})
+
+    def _compiled_update(self, batch: dict[str, Tensor]) -> Metrics | None:
+        """The update as one graph; None where that is not asked for, or not possible here."""
+        if self.compiled is None:
+            return None
+        generator = self.allocator.generator.get_state()
+        try:
+            metrics = self.compiled(batch)
+        except Exception as error:  # of any of the compiler's many kinds; nothing has been changed yet
+            if self.compiled.ran:
+                raise
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            print(f"compile: not possible here ({reason.strip()}); going on without", file=sys.stderr)
+            self.allocator.generator.set_state(generator)
+            self.compiled = None
+            return None
+        for name, loss in metrics.items():
+            if not bool(torch.isfinite(loss)):
+                raise NonFiniteError(self._origin(f"the allocator's {name} is {loss.item()}"))
+        self.gradient_steps += 2
+        return metrics
 
     def _minimise(self, owner: str, name: str, loss: Tensor) -> None:
         """One gradient step on one optimizer's parameters; no other parameter gets a gradient."""

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from lightning_t2drl import config as schemas
 from lightning_t2drl.cli import compose_config
-from lightning_t2drl.config import EvaluateConfig, TrainConfig, build_policies, strict
+from lightning_t2drl.config import EvaluateConfig, ExportConfig, TrainConfig, build_policies, strict
 from lightning_t2drl.registry import locate
 from lightning_t2drl.system.scenario import CONFIG_ROOT, ServiceConfig
 
@@ -68,7 +68,7 @@ def test_no_key_that_nothing_reads():
 
 def test_composed_defaults_are_complete():
     """What Hydra composes has exactly the schema's keys: nothing is only in the code, nothing only in YAML."""
-    for name, schema in (("train", TrainConfig), ("evaluate", EvaluateConfig)):
+    for name, schema in (("train", TrainConfig), ("evaluate", EvaluateConfig), ("export", ExportConfig)):
         composed = OmegaConf.to_container(compose_config(name, []))
         assert set(composed) == {field.name for field in dataclasses.fields(schema)}
         for section in ("env", "loop", "trainer", "logger", "checkpoint", "evaluation"):
@@ -93,3 +93,8 @@ def test_published_figures_and_links_exist():
             if not link.startswith("http"):
                 assert (page.parent / link).exists(), (page, link)
     assert Path(ROOT / "LICENSE").exists()
+
+
+def test_paths_of_checkpoints_need_no_quotes():
+    assert compose_config("train", ["resume=runs/a/frame=000000002.ckpt"]).resume == "runs/a/frame=000000002.ckpt"
+    assert compose_config("evaluate", ["checkpoint='a=b'"]).checkpoint == "a=b"

@@ -180,22 +180,6 @@ class ActorCriticAllocator(Allocator):
         self.update_targets()
         return {"critic_loss": critic_loss.detach(), "actor_loss": actor_loss.detach()}
 
-    def compile_update(self) -> None:
-        """Turn target and losses into one graph each (TorchInductor); results agree up to rounding."""
-        self.target = torch.compile(self.target, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
-        self.critic_loss = torch.compile(self.critic_loss, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
-        actor_loss = torch.compile(self.actor_loss, fullgraph=True, dynamic=False)
-
-        def with_frozen_critics(state: Tensor, noise: Tensor) -> Tensor:
-            # A compiled backward computes all gradients there are, not only those asked for.
-            self.critics.requires_grad_(False)
-            try:
-                return actor_loss(state, noise)
-            finally:
-                self.critics.requires_grad_(True)
-
-        self.actor_loss = with_frozen_critics  # type: ignore[method-assign]
-
     @torch.no_grad()
     def target(self, reward: Tensor, next_state: Tensor, noise: Tensor) -> Tensor:
         """Y = r + gamma Q'(s', mu'(s')), [b, 1 or U]."""

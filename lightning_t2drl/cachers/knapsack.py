@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,12 +23,12 @@ class KnapsackConfig(QLearningConfig):
     resolution: int = 500
 
 
-def knapsack(values: Tensor, sizes: Tensor, capacity: int) -> Tensor:
+def knapsack(values: Tensor, sizes: Sequence[int], capacity: int) -> Tensor:
     """The subsets of highest total value that fit, by dynamic programming over whole-numbered sizes.
 
     Args:
         values: [n, M]; models of negative value are never taken.
-        sizes: int64 [M], at least 1.
+        sizes: whole numbers [M], at least 1.
         capacity: the same for all.
 
     Returns:
@@ -37,7 +38,7 @@ def knapsack(values: Tensor, sizes: Tensor, capacity: int) -> Tensor:
     best = values.new_zeros(n, capacity + 1)
     taken = torch.zeros(models, n, capacity + 1, dtype=torch.bool, device=values.device)
     for m in range(models):
-        size = int(sizes[m])
+        size = sizes[m]
         if size <= capacity:
             with_m = best[:, : capacity + 1 - size] + values[:, m : m + 1]
             taken[m, :, size:] = with_m > best[:, size:]
@@ -69,13 +70,12 @@ class KnapsackCacher(QLearningCacher):
 
     Config = KnapsackConfig
     config: KnapsackConfig
-    sizes: Tensor
 
     def __init__(self, scenario: Scenario, config: KnapsackConfig) -> None:
         within("cacher", config, resolution=(10, 100_000))
         super().__init__(scenario, config)
         sizes, self.capacity = whole_sizes(scenario.model_storage / scenario.storage_capacity, config.resolution)
-        self.register_buffer("sizes", sizes, persistent=False)
+        self.sizes: list[int] = sizes.tolist()
 
     def build_network(self) -> nn.Module:
         return build(self.config.network, self.state_width, self.scenario.models, key="cacher.network")

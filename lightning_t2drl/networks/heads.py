@@ -41,6 +41,9 @@ class CompetitiveHead:
     that the sigmoid is saturated long before tanh is: otherwise all outputs drift to 1, where they tie.
     """
 
+    # Where a fresh network starts: at A3 sigmoid(3) steps for each hit. Below A1 steps buy nothing and nothing tells an
+    # actor that more would; from the middle, the first errors of a critic could push it there.
+    GENEROUS = 3.0
     SECTIONS, ROUNDS = 12, 4  # theta is found to 1/12^4 of its range, then refined by a Newton step
 
     def __init__(self, scale: float, step_scale: float) -> None:
@@ -52,7 +55,7 @@ class CompetitiveHead:
         count = attached.sum(-1, keepdim=True).clamp_min(1)
         logit = self.scale * (logit - (logit * attached).sum(-1, keepdim=True) / count)
         bandwidth = logit.masked_fill(~attached, -1e9).softmax(-1)
-        steps = self._threshold(self.step_scale * output[..., 1], full_share * (hit & attached))
+        steps = self._threshold(self.step_scale * output[..., 1] + self.GENEROUS, full_share * (hit & attached))
         return raw_from_shares(torch.stack((bandwidth, steps), -1))
 
     def _threshold(self, logit: Tensor, most: Tensor) -> Tensor:
@@ -60,7 +63,7 @@ class CompetitiveHead:
         with torch.no_grad():
             binding = (most * logit.sigmoid()).sum(-1, keepdim=True) > 1
             theta = torch.zeros_like(logit[..., :1])
-            width = 2 * self.step_scale + 8.0
+            width = 2 * self.step_scale + self.GENEROUS + 8.0
             inside = torch.arange(1, self.SECTIONS, device=logit.device) / self.SECTIONS
             for _ in range(self.ROUNDS):  # the sum falls with theta: count the points at which it still is too large
                 asked = (logit.unsqueeze(-1) - (theta + width * inside).unsqueeze(-2)).sigmoid_()

@@ -35,7 +35,7 @@ def _cells(values: np.ndarray, digits: int) -> str:
 def summary_rows(results: pd.DataFrame, suite: SuiteConfig) -> list[dict[str, str]]:
     """One row per value and scheme: utility, hit ratio, improvements, share of the way to the best."""
     rows = []
-    charged = not np.allclose(results["net_utility"], results["utility"])
+    charged = not np.allclose(results["net_utility"], results["utility_played"])
     for value, group in results.groupby("value", dropna=False):
         for scheme, own in group.groupby("scheme", sort=False):
             columns = ("utility", "hit_ratio", "reference_utility", "reference_hit_ratio", "best_utility")
@@ -62,25 +62,19 @@ def summary_rows(results: pd.DataFrame, suite: SuiteConfig) -> list[dict[str, st
 
 
 def largest_improvements(results: pd.DataFrame, suite: SuiteConfig) -> list[str]:
-    """Where the first learner is furthest ahead of each other scheme, in mean over seeds and the same episodes."""
-    ours = next(iter(suite.learners), None)
+    """Where the first learner is furthest ahead of each other scheme, in mean over seeds."""
+    ours = next(iter(suite.learners))
+    numbered = results.assign(value=results["value"].astype(float).fillna(0.0))
+    means = numbered.groupby(["scheme", "value"], sort=False)[["utility", "hit_ratio"]].mean()
     lines = []
     for scheme in [s for s in dict.fromkeys(results["scheme"]) if s not in (ours, suite.best)]:
+        gain = 100 * (means.loc[ours] / means.loc[scheme] - 1)
         parts = []
         for key, label in (("utility", "utility"), ("hit_ratio", "hit ratio")):
-            # A scheme that played other episodes than ours is compared through the reference.
-            relative = results.assign(relative=results[key] / results[f"reference_{key}"])
-            table = relative.pivot_table(index="value", columns="scheme", values="relative", dropna=False)
-            gain = 100 * (table[ours] / table[scheme] - 1) if suite.sweep else _plain_gain(relative, str(ours), scheme)
-            place = f" at {suite.sweep}={gain.idxmax():g}" if suite.sweep else ""
-            parts.append(f"{label} {gain.max():+.2f} %{place}")
-        lines.append(f"- {ours} over {scheme}, at most: {', '.join(parts)}")
+            place = f" at {suite.sweep}={gain[key].idxmax():g}" if suite.sweep else ""
+            parts.append(f"{label} {gain[key].max():+.2f} %{place}")
+        lines.append(f"- {ours} over {scheme}{', at most' if suite.sweep else ''}: {', '.join(parts)}")
     return lines
-
-
-def _plain_gain(relative: pd.DataFrame, ours: str, theirs: str) -> pd.Series:
-    means = relative.groupby("scheme")["relative"].mean()
-    return pd.Series([100 * (means[ours] / means[theirs] - 1)])
 
 
 def probability_of_improvement(results: pd.DataFrame, suite: SuiteConfig) -> list[str]:

@@ -163,8 +163,8 @@ def test_competitive_head_is_centred_and_asks_for_no_more_than_full_quality():
     shifted = competitive(output + torch.tensor([0.4, 0.0]), hit)
     torch.testing.assert_close(shares[..., 0], shifted[..., 0])
     torch.testing.assert_close(shares[..., 0], (3 * output[..., 0]).softmax(-1))
-    full = 0.17 * torch.tensor(6.0).sigmoid()
-    torch.testing.assert_close(shares[0, :, 1], torch.stack((full, 0.17 - full, torch.zeros(()))))
+    most, least = 0.17 * torch.tensor([6.0 + 3.0, -6.0 + 3.0]).sigmoid()
+    torch.testing.assert_close(shares[0, :, 1], torch.stack((most, least, torch.zeros(()))))
 
 
 def test_competitive_head_drops_the_least_wanted_when_steps_are_short():

@@ -104,7 +104,7 @@ def test_knapsack_is_optimal(models, capacity, seed):
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(3, models, generator=generator)
     sizes = torch.randint(1, 8, (models,), generator=generator)
-    chosen = knapsack(values, sizes, capacity)
+    chosen = knapsack(values, sizes.tolist(), capacity)
     assert ((chosen * sizes).sum(-1) <= capacity).all()
     subsets = torch.tensor(list(itertools.product([0, 1], repeat=models)))
     ok = subsets[(subsets * sizes).sum(-1) <= capacity].float()

@@ -3,19 +3,31 @@
 `python -m tests.integration.test_bad_input` prints the table in docs/bad-input.md.
 """
 
+import contextlib
+import io
+import math
+import os
+import pickle
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
+from lightning_t2drl.benchmarking import run_suite
 from lightning_t2drl.cli import entry_point
-from lightning_t2drl.config import EvaluateConfig, TrainConfig
+from lightning_t2drl.config import BenchmarkConfig, EvaluateConfig, TrainConfig
 from lightning_t2drl.evaluating import run_evaluation
+from lightning_t2drl.system.scenario import CONFIG_ROOT
 from lightning_t2drl.training import train
 
-T, E = "train.py", "evaluate.py"
-ENTRY = {T: ("train", TrainConfig, train), E: ("evaluate", EvaluateConfig, run_evaluation)}
+T, E, B = "train.py", "evaluate.py", "benchmark.py"
+ENTRY = {
+    T: ("train", TrainConfig, train),
+    E: ("evaluate", EvaluateConfig, run_evaluation),
+    B: ("benchmark", BenchmarkConfig, run_suite),
+}
 OUT = "output_dir=out"
 
 CASES = [
@@ -51,6 +63,7 @@ CASES = [
     (T, "env.zipf_skewness=[1,2]", "env.popularity_transition"),
     (T, "env.popularity_transition=[[0.8,0.1,0.2],[0.1,0.8,0.1],[0.1,0.1,0.8]]", "env.popularity_transition"),
     (T, "env.popularity_transition=[[1.2,-0.1,-0.1],[0.1,0.8,0.1],[0.1,0.1,0.8]]", "env.popularity_transition"),
+    (T, "env.popularity_transition=[1,2]", "env.popularity_transition"),
     (T, "env.popularity_change_every=0", "env.popularity_change_every"),
     (T, "env.popularity_observation=guess", "env.popularity_observation"),
     (T, "env.ranking=random", "env.ranking"),
@@ -68,11 +81,13 @@ CASES = [
     (T, "env.service.full_steps=[170,170]", "env.service.full_steps"),
     (T, "env.service.best_metric=110", "env.service.best_metric"),
     (T, "env.service.base_seconds=abc", "env.service.base_seconds"),
+    (T, "env.service=3", "env.service"),
     # policies, loop, trainer
     (T, "cacher.epsilon=3", "cacher.epsilon"),
     (T, "cacher.infeasible=maybe", "cacher.infeasible"),
     (T, "cacher._target_=my.Cacher", "cacher._target_"),
     (T, "cacher._target_=lightning_t2drl.replay.PackedReplay", "cacher._target_"),
+    (T, "cacher=random cacher._target_=lightning_t2drl.allocators.equal.EqualAllocator", "cacher._target_"),
     (T, "cacher.network.activation=step", "activation"),
     (T, "allocator.denoising_steps=0", "allocator.denoising_steps"),
     (T, "allocator.prediction=noise", "allocator.prediction"),
@@ -85,40 +100,97 @@ CASES = [
     (T, "loop.gradient_clip=-1", "loop.gradient_clip"),
     (T, "trainer.precision=8-bit", "trainer.precision"),
     (T, "trainer.accelerator=tpu", "trainer.accelerator"),
+    (T, "logger.tags=mine", "logger.tags"),
     (T, "trainer.devices=0", "trainer.devices"),
     (T, "checkpoint.every_n_frames=0", "checkpoint.every_n_frames"),
     (T, "evaluation.episodes=0", "evaluation.episodes"),
     # files
     (T, "resume=missing.ckpt", "missing.ckpt"),
-    (T, "resume=auto", "out"),
     (T, "resume=foreign.ckpt", "foreign.ckpt"),
     (T, "resume=text.ckpt", "text.ckpt"),
+    (T, "resume=empty.ckpt", "empty.ckpt"),
+    (T, "resume=truncated.ckpt", "truncated.ckpt"),
+    (T, "resume=harmful.ckpt", "harmful.ckpt"),
+    (T, "resume=used", "used"),
+    (T, "output_dir=null resume=auto", "output_dir"),
+    (T, "output_dir=used resume=auto", "used"),
     (T, "output_dir=used", "output_dir"),
     (T, "output_dir=text.ckpt/run", "output_dir"),
+    # evaluate.py
     (E, "checkpoint=missing.ckpt", "missing.ckpt"),
     (E, "checkpoint=text.ckpt", "text.ckpt"),
+    (E, "checkpoint=empty.ckpt", "empty.ckpt"),
+    (E, "checkpoint=truncated.ckpt", "truncated.ckpt"),
+    (E, "checkpoint=foreign.ckpt", "foreign.ckpt"),
+    (E, "checkpoint=pickle.ckpt", "pickle.ckpt"),
+    (E, "checkpoint=harmful.ckpt", "harmful.ckpt"),
+    (E, "checkpoint=used", "used"),
     (E, "checkpoint=used/checkpoints/last", "used/checkpoints"),
     (E, "cacher=nope", "cacher=nope"),
+    (E, "allocator=ddqn", "allocator=ddqn"),
+    (E, "experiment=t2drl", "experiment"),
+    (E, "allocator._target_=lightning_t2drl.cachers.random.RandomCacher", "allocator._target_"),
+    (E, "env=mars", "env=mars"),
+    (E, "env.users=0", "env.users"),
+    (E, "seed=-1", "seed"),
     (E, "episodes=0", "episodes"),
     (E, "episodes=2 output=nowhere/result.json", "output"),
+    (E, "episodes=2 output=used", "output"),
+    (E, "episodes=2 output=text.ckpt/result.json", "output"),
+    # benchmark.py
+    (B, "suite=everything", "suite=everything"),
+    (B, "suite.name=[a]", "suite.name"),
+    (B, "suite.values=[few,many]", "suite.values"),
+    (B, "suite.values=10", "suite.values"),
+    (B, "suite.seeds_small=0", "suite.seeds_small"),
+    (B, "suite.episodes_small=1.5", "suite.episodes_small"),
+    (B, "suite.reference=worst", "suite.reference"),
+    (B, "suite.learners=[t2drl]", "suite.learners"),
+    (B, "suite.fixed.rcars=random", "suite.fixed.rcars"),
+    (B, "suite.fixed.rcars=[random]", "suite.fixed.rcars"),
+    (B, "+suite.budget=1", "suite.budget"),
+    (B, "budget=tiny", "budget"),
+    (B, "workers=0", "workers"),
 ]
+
+
+class Harmful:
+    def __reduce__(self):
+        return os.mkdir, ("harm",)
+
+
+def unsuitable_files():
+    """Files that an argument may name, in the current directory."""
+    torch.save({"weights": torch.zeros(100)}, "foreign.ckpt")
+    torch.save({"weights": Harmful()}, "harmful.ckpt")
+    Path("truncated.ckpt").write_bytes(Path("foreign.ckpt").read_bytes()[:500])
+    Path("pickle.ckpt").write_bytes(pickle.dumps({"weights": [0.0]}))
+    Path("empty.ckpt").touch()
+    Path("text.ckpt").write_text("hello")
+    Path("used").mkdir()
+    Path("used/notes.txt").write_text("mine")
 
 
 def complain(script, argument, directory, monkeypatch):
     """The line an entry point prints for a bad argument, in a directory with a few unsuitable files."""
     monkeypatch.chdir(directory)
-    torch.save({"weights": torch.zeros(1)}, "foreign.ckpt")
-    Path("text.ckpt").write_text("hello")
-    Path("used").mkdir()
-    Path("used/notes.txt").write_text("mine")
-    before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-    own_output = argument.startswith("output_dir=") or script == E
+    unsuitable_files()
+    before = {path: path.is_file() and path.read_bytes() for path in directory.rglob("*")}
+    own_output = argument.startswith("output_dir=") or script != T
     monkeypatch.setattr(sys, "argv", [script, *argument.split(" "), *([] if own_output else [OUT])])
     with pytest.raises(SystemExit) as stop:
         entry_point(*ENTRY[script])
     assert stop.value.code == 1
-    after = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-    assert after == before and not Path("out").exists()
+    assert {path: path.is_file() and path.read_bytes() for path in directory.rglob("*")} == before
+
+
+PUBLISHED = CONFIG_ROOT.parent / "docs" / "bad-input.md"
+
+
+def row(script, argument, said):
+    """The case and what it says, as Markdown."""
+    line = said.strip().removeprefix("error: ").replace("|", "\\|")
+    return f"| `{script} {argument}` | {line} |"
 
 
 @pytest.mark.parametrize(("script", "argument", "named"), CASES)
@@ -128,14 +200,36 @@ def test_one_line_names_it_and_nothing_is_written(script, argument, named, tmp_p
     assert captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
     assert named in captured.err
     assert "Traceback" not in captured.err + captured.out
+    assert row(script, argument, captured.err) in PUBLISHED.read_text().splitlines()
+
+
+def test_the_published_table_has_these_cases_and_no_others():
+    published = [line.split(" | ")[0] for line in PUBLISHED.read_text().splitlines() if line.startswith("| `")]
+    assert published == [f"| `{script} {argument}`" for script, argument, _ in CASES]
+
+
+AT_THE_EDGE = [
+    ("env.users=1",),
+    ("env.model_storage_gb=[3]",),
+    ("env.slots_per_frame=1",),
+    ("env.zipf_skewness=[1]", "env.popularity_transition=[[1]]"),
+    ("env.users=1", "env.model_storage_gb=[3]", "env.zipf_skewness=[0]", "env.popularity_transition=[[1]]"),
+    ("env.bandwidth_mhz=1e12", "env.backhaul_mbps=1e12", "env.step_budget=1e12", "env.deadline=1e9"),
+    ("env.bandwidth_mhz=1e-3", "env.backhaul_mbps=1e-3", "env.step_budget=1e-3", "env.deadline=1e-3"),
+    ("env.storage_capacity_gb=1e12", "env.deadline_penalty=1e6", "env.switch_cost_per_gb=1e6"),
+]
+
+
+@pytest.mark.parametrize("overrides", AT_THE_EDGE, ids=" ".join)
+@pytest.mark.parametrize("experiment", ["t2drl", "quickstart"])
+def test_what_is_small_or_large_but_possible_trains(experiment, overrides, run_train, tmp_path):
+    summary = run_train(f"experiment={experiment}", *overrides, "evaluation.final_episodes=2", output_dir=tmp_path)
+    assert summary["gradient_steps"] > 0
+    assert math.isfinite(summary["total_utility"]) and 0 <= summary["hit_ratio"] <= 1
 
 
 def table():
-    """The cases and the line each gives, as Markdown."""
-    import contextlib
-    import io
-    import tempfile
-
+    """All cases' rows."""
     yield "| command | what it says (exit status 1) |"
     yield "| --- | --- |"
     for script, argument, _ in CASES:
@@ -147,14 +241,7 @@ def table():
             contextlib.redirect_stdout(io.StringIO()),
         ):
             complain(script, argument, Path(directory).resolve(), patch)
-        line = error.getvalue().strip().removeprefix("error: ").replace("|", "\\|")
-        yield f"| `{script} {argument}` | {line} |"
-
-
-def test_the_published_table_is_this_one():
-    published = Path(__file__).resolve().parents[2] / "docs" / "bad-input.md"
-    assert published.read_text().splitlines()[5:] == list(table())
-    assert len(CASES) >= 40
+        yield row(script, argument, error.getvalue())
 
 
 if __name__ == "__main__":

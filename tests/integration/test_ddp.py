@@ -1,22 +1,31 @@
-"""Two processes: gradients are averaged, parameters stay equal, each rank's state resumes exactly."""
+"""Two processes and mixed precision: what is averaged, what stays equal, what stays in float32, what resumes exactly."""
 
-import copy
+import json
+import random
+import socket
+import subprocess
+import sys
 import threading
+import time
+from dataclasses import replace
 
 import lightning as L
 import pytest
 import torch
 import torch.distributed as dist
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from benchmarks.survival import RUN, compare, differences, finish, newest, start
 from callbacks import FrameCheckpoint
 from lightning_t2drl import run_state
 from lightning_t2drl.checkpoints import AtomicCheckpointIO, in_order, load_checkpoint
 from lightning_t2drl.config import EnvConfig, build_policies
 from lightning_t2drl.distributed import AlternatingDDPStrategy
 from lightning_t2drl.errors import UserError
+from lightning_t2drl.system.scenario import CONFIG_ROOT
 from lightning_t2drl.training import Frames
 from lightning_t2drl.two_timescale import LoopConfig, TwoTimescaleModule
-from tests.conftest import differences
 
 SET = {
     "_target_": "lightning_t2drl.allocators.d3pg.D3PGAllocator",
@@ -38,18 +47,20 @@ def make(frames, loop=LOOP):
 
 def fit(module, directory, devices=2, resume=None, callbacks=(), precision="32-true"):
     strategy = AlternatingDDPStrategy(start_method="fork", process_group_backend="gloo") if devices > 1 else "auto"
+    scaled = precision == "16-mixed"  # with a gradient scaler, which Lightning makes for GPUs only
+    mixed = [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**12))] if scaled else []
     trainer = L.Trainer(
         accelerator="cpu",
         devices=devices,
         strategy=strategy,
-        precision=precision,
+        precision=None if scaled else precision,
         logger=False,
         max_epochs=1,
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
         use_distributed_sampler=False,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *mixed],
         callbacks=[*callbacks, FrameCheckpoint(directory, every_n_frames=2, keep=10)],
     )
     trainer.fit(module, Frames(module.frames), ckpt_path=resume, weights_only=True)
@@ -135,36 +146,105 @@ def test_ddp_run_resumes_exactly_on_both_ranks(tmp_path):
     assert differences(*whole[run_state.KEY]["ranks"]) != []
 
 
+def two_nodes(arguments, place):
+    """`train.py` on two nodes of one process each, in the environment that torchrun gives its workers."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    return [
+        start([*arguments, "trainer.num_nodes=2", "trainer.devices=1"], place / f"node{node}.log", **shared,
+              RANK=str(node), GROUP_RANK=str(node), LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+        for node in range(2)
+    ]  # fmt: skip
+
+
+def test_two_processes_killed_and_resumed_equal_the_launchers_own_untouched_run(tmp_path):
+    """Whichever way two ranks are started, `trainer=ddp` is one run: here as two nodes, there by Lightning's launcher."""
+    arguments = [*RUN, "frames=40", "trainer=ddp", "trainer.accelerator=cpu"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = [sys.executable, CONFIG_ROOT.parent / "train.py", *arguments, "trainer.devices=2", f"output_dir={whole}"]
+    launched = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    arguments += [f"output_dir={killed}", "resume=auto"]
+    ranks = two_nodes(arguments, tmp_path)
+    while newest(killed) == 0 and ranks[0].is_alive():
+        time.sleep(0.001)
+    time.sleep(random.uniform(0, 0.3))
+    for rank in ranks:
+        rank.kill()
+    for rank in ranks:
+        rank.join()
+    frame = newest(killed)
+    assert 0 < frame < 40, (tmp_path / "node0.log").read_text()
+    for node, rank in enumerate(two_nodes(arguments, tmp_path)):
+        finish(rank, tmp_path / f"node{node}.log")
+
+    output, _ = launched.communicate(timeout=120)
+    assert launched.returncode == 0, output
+    assert all(compare(whole, killed).values()), (frame, compare(whole, killed))
+    assert output.count("results in") == 1 and (tmp_path / "node1.log").read_text() == ""
+    assert json.loads((whole / "summary.json").read_text())["slots"] == 40 * 3 * 4 * 2
+
+
 def test_a_changed_world_size_says_so(tmp_path):
     fit(make(2), tmp_path)
     with pytest.raises(UserError, match=r"written by 2 process\(es\), this run has 1"):
         fit(make(4), tmp_path, devices=1, resume=in_order(tmp_path)[-1])
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
-def test_physics_replay_and_optimizer_stay_in_float32(precision, tmp_path):
-    checkpoint = fit(make(4), tmp_path, devices=1, precision=precision)
-    state = checkpoint[run_state.KEY]["ranks"][0]
-    rows = state["replay"]["slot"]["_storage"]["_storage"]
-    assert rows.dtype == state["env"]["world"]["gain"].dtype == torch.float32
-    assert all(v.dtype == torch.float32 for v in checkpoint["state_dict"].values())
-    assert all(torch.isfinite(v).all() for v in checkpoint["state_dict"].values())
+def dtypes(content):
+    """Of all tensors in a checkpoint."""
+    if isinstance(content, torch.Tensor):
+        return {content.dtype}
+    values = content.values() if isinstance(content, dict) else content if isinstance(content, (list, tuple)) else ()
+    return set().union(*(dtypes(value) for value in values))
 
 
-def test_clipping_acts_on_true_gradients(tmp_path, monkeypatch):
-    """What the optimizer sees after the hook has the configured norm at most."""
-    loop = copy.copy(LOOP)
-    loop.gradient_clip = 1e-3
+def test_only_networks_compute_in_half_precision(tmp_path):
+    """Parameters, optimizers, targets, replay and physics are in float32 whatever the precision."""
+    seen, ends = set(), {}
+    for precision in ("32-true", "bf16-mixed", "16-mixed"):
+        module = make(4)
+        for policy in (module.allocator, module.cacher):
+
+            def watched(*args, real=policy.target, **kwargs):
+                target = real(*args, **kwargs)
+                seen.add(target.dtype)
+                return target
+
+            policy.target = watched
+        ends[precision] = fit(module, tmp_path / precision, devices=1, precision=precision)
+    assert seen == {torch.float32}
+    for checkpoint in ends.values():
+        assert dtypes(checkpoint) <= {torch.float32, torch.float64, torch.int32, torch.int64, torch.bool, torch.uint8}
+        assert all(torch.isfinite(value).all() for value in checkpoint["state_dict"].values())
+    flat = [torch.cat([v.flatten() for v in c["state_dict"].values()]) for c in ends.values()]
+    assert not torch.equal(flat[0], flat[1]) and not torch.equal(flat[0], flat[2])  # half precision was used
+
+
+def test_a_run_under_a_gradient_scaler_resumes_exactly(tmp_path):
+    whole = fit(make(6), tmp_path / "whole", devices=1, precision="16-mixed")
+    fit(make(6), tmp_path / "part", devices=1, precision="16-mixed")
+    for late in in_order(tmp_path / "part")[2:]:
+        late.unlink()
+    resumed = fit(make(6), tmp_path / "part", 1, resume=in_order(tmp_path / "part")[1], precision="16-mixed")
+    assert differences(whole, resumed) == []
+    assert whole["MixedPrecision"]["scale"] > 0
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
+def test_clipping_acts_on_true_gradients(precision, tmp_path):
+    """What every optimizer stepped along has the configured norm; clipped while scaled, it would be far smaller."""
     norms = []
 
-    module = make(3, loop)
-    real = module.clip_gradients
-
-    def clip(optimizer, *args):
-        real(optimizer, *args)
+    def measure(optimizer, *_):
         grads = [p.grad.flatten() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norms.append(torch.cat(grads).norm().item())
 
-    monkeypatch.setattr(module, "clip_gradients", clip)
-    fit(module, tmp_path, devices=1)
-    assert norms and max(norms) <= 1e-3 * (1 + 1e-3)
+    handle = register_optimizer_step_post_hook(measure)
+    try:
+        fit(make(3, replace(LOOP, gradient_clip=1e-3)), tmp_path, devices=1, precision=precision)
+    finally:
+        handle.remove()
+    assert norms and max(norms) == pytest.approx(1e-3, rel=1e-2)

@@ -1,5 +1,6 @@
 """Files that cannot be trusted, and disks that are full."""
 
+import csv
 import errno
 import os
 import pickle
@@ -55,21 +56,35 @@ def test_foreign_and_older_checkpoints_say_what_they_are(tmp_path):
         load_checkpoint(tmp_path / "old.ckpt")
 
 
-def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_previous_checkpoint(tmp_path, run_train, monkeypatch):
-    real = os.fsync
-    calls = iter(range(1000))
+def full_after(calls, real):
+    """`real` until the disk is full."""
+    left = iter(range(calls))
 
-    def full(descriptor):
-        if next(calls) >= 4:  # two saves, each syncing a file and a directory, succeed
+    def write(*args, **kwargs):
+        if next(left, None) is None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(descriptor)
+        return real(*args, **kwargs)
 
-    monkeypatch.setattr(os, "fsync", full)
+    return write
+
+
+def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_previous_checkpoint(tmp_path, run_train, monkeypatch):
+    monkeypatch.setattr(torch, "save", full_after(2, torch.save))
     with pytest.raises(
         UserError, match=r"frame=0*6\.ckpt: the checkpoint cannot be written \(No space left on device\)"
     ):
-        run_train("evaluation.every_n_frames=0", output_dir=tmp_path)
+        run_train(output_dir=tmp_path)
     monkeypatch.undo()
     names = [p.name for p in (tmp_path / "checkpoints").iterdir()]
-    assert sorted(names) == ["frame=000000002.ckpt", "frame=000000004.ckpt"]
+    assert sorted(names) == ["best.ckpt", "frame=000000002.ckpt", "frame=000000004.ckpt"]
     assert load_checkpoint(in_order(tmp_path / "checkpoints")[-1])["lightning_t2drl"]["frame"] == 4
+
+
+def test_a_disk_too_full_for_a_row_of_metrics_loses_nothing(tmp_path, run_train, same_run, monkeypatch):
+    run_train(output_dir=tmp_path / "whole")
+    monkeypatch.setattr(csv.DictWriter, "writerow", full_after(7, csv.DictWriter.writerow))
+    with pytest.raises(UserError, match=r"part: cannot be written \(No space left on device\); checkpoints are intact"):
+        run_train(output_dir=tmp_path / "part")
+    monkeypatch.undo()
+    run_train("resume=auto", output_dir=tmp_path / "part")
+    same_run(tmp_path / "whole", tmp_path / "part")

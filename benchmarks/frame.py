@@ -1,0 +1,129 @@
+"""(e) A training frame, split into its parts: the real training run with a stopwatch at its seams."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+from benchmarks.budget import Budget
+from benchmarks.measure import Advance
+from benchmarks.report import Section
+from callbacks import FrameCheckpoint, PeriodicEvaluation
+from lightning_t2drl import two_timescale
+from lightning_t2drl.allocators.actor_critic import ActorCriticAllocator
+from lightning_t2drl.allocators.base import Allocator
+from lightning_t2drl.allocators.d3pg import D3PGAllocator
+from lightning_t2drl.cachers.q_learning import QLearningCacher
+from lightning_t2drl.cli import run as run_entry_point
+from lightning_t2drl.config import TrainConfig
+from lightning_t2drl.envs import EdgeAIGCEnv
+from lightning_t2drl.loggers import FrameCSVLogger
+from lightning_t2drl.metrics import Meters
+from lightning_t2drl.replay import PackedReplay
+from lightning_t2drl.training import train
+from lightning_t2drl.two_timescale import TwoTimescaleModule
+
+PARTS: dict[str, list[tuple[Any, str]]] = {
+    "environment": [(EdgeAIGCEnv, "play"), (EdgeAIGCEnv, "reset"), (EdgeAIGCEnv, "observe")],
+    "allocator's and cacher's state": [(ActorCriticAllocator, "state"), (QLearningCacher, "state")],
+    "decisions": [
+        (Allocator, "decide"),
+        (ActorCriticAllocator, "act"),
+        (D3PGAllocator, "act"),
+        (QLearningCacher, "decide"),
+    ],
+    "replay": [(PackedReplay, "extend"), (PackedReplay, "sample")],
+    "allocator updates": [(ActorCriticAllocator, "update")],
+    "cacher updates": [(QLearningCacher, "update")],
+    "evaluation": [(PeriodicEvaluation, "on_train_batch_end")],
+    "metrics and meters": [(two_timescale, "slot_metrics"), (Meters, "add"), (Meters, "take")],
+    "checkpoints": [(FrameCheckpoint, "on_train_batch_end")],
+    "logging": [(FrameCSVLogger, "log_metrics")],
+}
+REST = "Lightning and the rest of the loop"
+BOOKKEEPING = ("metrics and meters", "logging", "checkpoints", REST)
+
+
+class Stopwatch:
+    """Seconds by part; of calls within calls the outermost counts, so that parts never overlap."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.running = False
+
+    def around(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if self.running:
+                return function(*args, **kwargs)
+            self.running = True
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.seconds[part] += time.perf_counter() - start
+                self.running = False
+
+        return timed
+
+
+@contextlib.contextmanager
+def stopwatch_at_seams(
+    marks: dict[int, tuple[float, dict[str, float]]], advance: Callable[[int], None]
+) -> Iterator[None]:
+    """While this lasts, training fills `marks`: clock and seconds by part at the start of each frame."""
+    watch = Stopwatch()
+    step = TwoTimescaleModule.training_step
+
+    def marked_step(module: TwoTimescaleModule, *args: Any) -> None:
+        marks[module.frame] = (time.perf_counter(), dict(watch.seconds))
+        advance(module.frame)
+        return step(module, *args)
+
+    with contextlib.ExitStack() as patches:
+        for part, seams in PARTS.items():
+            for owner, name in seams:
+                patches.enter_context(mock.patch.object(owner, name, watch.around(part, getattr(owner, name))))
+        patches.enter_context(mock.patch.object(TwoTimescaleModule, "training_step", marked_step))
+        yield
+
+
+def run(budget: Budget, advance: Advance) -> Section:
+    first, frames = budget.warm_up_frames, budget.frames
+    last = first + frames
+    overrides = ["experiment=quickstart", f"frames={last + 1}", "evaluation.final_episodes=0", "figures=false"]
+    marks: dict[int, tuple[float, dict[str, float]]] = {}
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        contextlib.redirect_stdout(io.StringIO()),
+        stopwatch_at_seams(marks, lambda frame: advance(frame / last)),
+    ):
+        arguments = [*overrides, *budget.frame_overrides, f"output_dir={directory}/run"]
+        run_entry_point("train", TrainConfig, train, arguments)
+    (start, before), (end, after) = marks[first], marks[last]
+    total = end - start
+    seconds = {part: after.get(part, 0.0) - before.get(part, 0.0) for part in PARTS}
+    seconds[REST] = total - sum(seconds.values())
+    seconds["all of Lightning, logging and bookkeeping"] = sum(seconds[part] for part in BOOKKEEPING)
+    seconds["whole frame"] = total
+    changed = " ".join(overrides[1:])
+    return Section(
+        "A training frame",
+        f"experiment=quickstart at its default settings ({changed}): {frames} frames after {first} of warm-up.",
+        [
+            {"part": part, "ms per frame": 1e3 * value / frames, "% of the frame": 100 * value / total}
+            for part, value in seconds.items()
+        ],
+        [
+            f"'All of ... bookkeeping' sums {', '.join(BOOKKEEPING)}; updates include backward and optimizer steps as "
+            "Lightning runs them.",
+            "Evaluation during training (every 20 frames) and checkpoints (every 40) are spread over the frames.",
+        ],
+    )

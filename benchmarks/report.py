@@ -1,0 +1,127 @@
+"""What was measured, as JSON and as a Markdown page."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.measure import Spread
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass
+class Section:
+    """One item's results.
+
+    Args:
+        title, setting: what was measured, and how.
+        rows: a table, one dict per row; a cell is text, a number, a `Spread` or None.
+        notes: one sentence each.
+        figures: files beside the page.
+        details: what goes into the JSON file only.
+    """
+
+    title: str
+    setting: str
+    rows: list[dict[str, Any]]
+    notes: list[str] = field(default_factory=list)
+    figures: list[str] = field(default_factory=list)
+    details: list[dict[str, Any]] = field(default_factory=list)
+
+
+def provenance(command: str, budget: str) -> dict[str, Any]:
+    """Where the figures come from: no host name, no path."""
+    return {
+        "command": command,
+        "budget": budget,
+        "date": date.today().isoformat(),
+        "commit": _commit(),
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _commit() -> str:
+    """Short hash, with `-dirty` where the working tree differs from it."""
+    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:
+        return "unknown"
+    return found.stdout.strip() or "unknown"
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
+def write(directory: Path, origin: dict[str, Any], sections: dict[str, Section]) -> str:
+    """Write `speed.json` and `README.md`; returns the page."""
+    directory.mkdir(parents=True, exist_ok=True)
+    content = {"provenance": origin, "items": {name: asdict(section) for name, section in sections.items()}}
+    (directory / "speed.json").write_text(json.dumps(content, indent=1) + "\n")
+    page = "\n".join([*_head(origin), *(line for s in sections.values() for line in _section(s))]) + "\n"
+    (directory / "README.md").write_text(page)
+    return page
+
+
+def _head(origin: dict[str, Any]) -> list[str]:
+    o = origin
+    return [
+        "# Speed",
+        "",
+        f"- command: `{o['command']}`",
+        f"- commit {o['commit']}, {o['date']}",
+        f"- {o['cpu']}, {o['machine']} with {o['cores']} cores, {o['system']}; Python {o['python']}, "
+        f"torch {o['torch']}, {o['threads']} thread, denormals flushed",
+        "- cells with brackets: median [quartiles] over rounds in which all contenders of a table took turns, "
+        "shuffled; ratios are taken round by round",
+    ]
+
+
+def _section(section: Section) -> list[str]:
+    lines = ["", f"## {section.title}", "", section.setting, ""]
+    columns = list(dict.fromkeys(key for row in section.rows for key in row))
+    lines.append("| " + " | ".join(columns) + " |")
+    text = [all(isinstance(row.get(column, ""), str) for row in section.rows) for column in columns]
+    lines.append("| " + " | ".join("---" if left else "---:" for left in text) + " |")
+    for row in section.rows:
+        lines.append("| " + " | ".join(_cell(row.get(column)) for column in columns) + " |")
+    if section.notes:
+        lines += ["", *(f"- {note}" for note in section.notes)]
+    for figure in section.figures:
+        lines += ["", f"![{section.title}]({figure})"]
+    return lines
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, Spread):
+        return f"{_number(value.median)} [{_number(value.lower)}, {_number(value.upper)}]"
+    return value if isinstance(value, str) else _number(value)
+
+
+def _number(value: float) -> str:
+    """Three significant digits, thousands without exponent."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

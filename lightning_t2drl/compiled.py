@@ -1,0 +1,130 @@
+"""An allocator's gradient update as one compiled graph: for long runs, where some minutes of compiling pay back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value
+from torch.optim import Optimizer
+
+from lightning_t2drl.allocators.actor_critic import ActorCriticAllocator
+from lightning_t2drl.kernels import fast_products
+from lightning_t2drl.policy import Metrics
+
+Moments = tuple[list[Tensor], list[Tensor], list[Tensor]]  # Adam's exp_avg, exp_avg_sq and step by parameter
+
+
+class _Loss(nn.Module):
+    """One of the allocator's losses as a module, so that it can be called with parameters of one's choice."""
+
+    def __init__(self, allocator: ActorCriticAllocator, name: str) -> None:
+        super().__init__()
+        self.allocator = allocator
+        self.loss_name = name
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return getattr(self.allocator, self.loss_name)(*inputs)
+
+
+class CompiledUpdate:
+    """`ActorCriticAllocator.update` with backward, clipping, Adam and targets in one graph, equal up to rounding.
+
+    Parameters and Adam's moments are those of the allocator and its optimizers, changed in place, so that everything
+    else, checkpoints too, is as without compiling. Nothing is changed where compiling fails.
+
+    Args:
+        allocator: whose losses are minimised.
+        optimizers: its `critic` and `actor` optimizers, both plain Adam.
+        clip: largest norm of one optimizer's gradient; 0 for none.
+        backend: of `torch.compile`.
+    """
+
+    def __init__(
+        self,
+        allocator: ActorCriticAllocator,
+        optimizers: dict[str, Optimizer],
+        clip: float,
+        backend: Any = "inductor",
+    ) -> None:
+        self.allocator = allocator
+        self.optimizers = optimizers
+        self.clip = clip
+        self.modules = {"critic": allocator.critics, "actor": allocator.actor}
+        self.prefixes = {"critic": "allocator.critics.", "actor": "allocator.actor."}
+        self.losses = {name: _Loss(allocator, f"{name}_loss") for name in self.modules}
+        self.ran = False  # whether it has been compiled
+        self._step = torch.compile(self._whole_update, fullgraph=True, dynamic=False, backend=backend)
+
+    def __call__(self, batch: dict[str, Tensor]) -> Metrics:
+        """One update on a batch of transitions [b, width] by field."""
+        allocator, rows = self.allocator, len(batch["state"])
+        noise = [allocator.draw_noise((rows,)) for _ in range(2 if allocator.bootstraps else 1)]
+        rates = {name: torch.tensor(self.optimizers[name].param_groups[0]["lr"]) for name in self.modules}
+        moments = {name: self._moments(name) for name in self.modules}
+        with fast_products(rows), torch.no_grad():
+            critic_loss, actor_loss = self._step(batch, noise, rates, moments)
+        self.ran = True
+        return {"critic_loss": critic_loss, "actor_loss": actor_loss}
+
+    def _moments(self, name: str) -> Moments:
+        """Adam's state, made as Adam makes it where there is none yet."""
+        optimizer, parameters = self.optimizers[name], list(self.modules[name].parameters())
+        for p in parameters:
+            if not optimizer.state[p]:
+                zeros: dict[str, Any] = {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
+                optimizer.state[p] = {"step": torch.zeros((), device=p.device), **zeros}
+        exp_avg, exp_avg_sq, step = (
+            [optimizer.state[p][key] for p in parameters] for key in ("exp_avg", "exp_avg_sq", "step")
+        )
+        return exp_avg, exp_avg_sq, step
+
+    def _whole_update(
+        self, batch: dict[str, Tensor], noise: list[Tensor], rates: dict[str, Tensor], moments: dict[str, Moments]
+    ) -> tuple[Tensor, Tensor]:
+        allocator = self.allocator
+        state, target = batch["state"], batch["reward"]
+        if allocator.bootstraps:
+            target = allocator.target(target, batch["next_state"], noise[0])
+        shares = batch["shares"].unflatten(-1, (-1, 2))
+        critic_loss = self._minimise("critic", (state, shares, target), rates, moments)
+        actor_loss = self._minimise("actor", (state, noise[-1]), rates, moments)
+        allocator.update_targets()
+        return critic_loss, actor_loss
+
+    def _minimise(
+        self, name: str, inputs: tuple[Tensor, ...], rates: dict[str, Tensor], moments: dict[str, Moments]
+    ) -> Tensor:
+        named = self.modules[name].named_parameters()
+        parameters: dict[str, Tensor] = {self.prefixes[name] + key: p for key, p in named}
+
+        def loss(values: dict[str, Tensor]) -> Tensor:
+            return functional_call(self.losses[name], values, inputs)
+
+        gradients, value = grad_and_value(loss)(parameters)
+        ordered = [gradients[key] for key in parameters]
+        if self.clip:
+            norm = torch.stack([g.square().sum() for g in ordered]).sum().sqrt()
+            ordered = [g * (self.clip / (norm + 1e-6)).clamp_max(1.0) for g in ordered]
+        group = self.optimizers[name].param_groups[0]
+        adam(list(parameters.values()), ordered, moments[name], rates[name], group["betas"], group["eps"])
+        return value
+
+
+def adam(
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    moments: Moments,
+    rate: Tensor,
+    betas: tuple[float, float],
+    epsilon: float,
+) -> None:
+    """One step of `torch.optim.Adam` without its extras, in place."""
+    first, second = betas
+    for p, g, mean, square, step in zip(parameters, gradients, *moments, strict=True):
+        step.add_(1)
+        mean.lerp_(g, 1 - first)
+        square.mul_(second).addcmul_(g, g, value=1 - second)
+        spread = square.sqrt() / (1 - second**step).sqrt() + epsilon
+        p.sub_(rate / (1 - first**step) * mean / spread)

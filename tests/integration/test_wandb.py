@@ -1,0 +1,145 @@
+"""Weights & Biases without network or account: what a run leaves for `wandb sync`, and what it must not."""
+
+import json
+import struct
+
+import pytest
+import yaml
+from wandb.proto import wandb_internal_pb2
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+from benchmarks.survival import RUN, start
+from lightning_t2drl.cli import compose_config
+from lightning_t2drl.config import TrainConfig, build_policies, strict
+from lightning_t2drl.system.scenario import CONFIG_ROOT
+
+API_KEY = "5ec7e7" + "0123456789abcdef" * 2 + "ab"
+BLOCK = 32768  # W&B's transaction log is framed as LevelDB's: checksum, length and kind before every piece
+
+
+def records(path):
+    """What a .wandb file holds, as (type, record)."""
+    data, at, whole = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if BLOCK - at % BLOCK < 7:
+            at += BLOCK - at % BLOCK
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or its last piece
+            record = wandb_internal_pb2.Record.FromString(whole)
+            yield record.WhichOneof("record_type"), getattr(record, record.WhichOneof("record_type"))
+            whole = b""
+
+
+def of(kind, logged):
+    return [content for name, content in logged if name == kind]
+
+
+def rows(logged):
+    return [
+        {(item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in h.item}
+        for h in of("history", logged)
+    ]
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    return tmp_path_factory.mktemp("wandb") / "run"
+
+
+@pytest.fixture
+def sessions(output, run_train, monkeypatch, capfd):
+    """The records of a run and of its resumption; nothing of W&B is printed, and the key is nowhere."""
+    if not output.exists():
+        monkeypatch.setenv("WANDB_API_KEY", API_KEY)
+        arguments = [
+            "experiment=quickstart",
+            "logger=wandb",
+            "logger.offline=true",
+            "logger.tags=[a,b]",
+            "figures=true",
+        ]
+        arguments += ["logger.group=g", "logger.job_type=sweep", "evaluation.final_episodes=2", f"output_dir={output}"]
+        run_train(*arguments, "frames=4")
+        run_train(*arguments, "resume=auto")
+        printed = "".join(capfd.readouterr())
+        assert "\nwandb:" not in printed and API_KEY not in printed
+    return [list(records(path)) for path in sorted(output.glob("wandb/offline-run-*/*.wandb"))]
+
+
+def test_one_run_with_its_labels_however_often_it_is_resumed(sessions, output):
+    assert len(sessions) == 2
+    for logged in sessions:
+        (run,) = of("run", logged)
+        assert run.run_id == json.loads((output / "wandb.json").read_text())["id"]
+        assert (run.run_group, run.job_type, list(run.tags)) == ("g", "sweep", ["a", "b"])
+        assert (run.project, run.display_name) == ("lightning-t2drl", "quickstart-seed0")
+        assert of("exit", logged)[-1].exit_code == 0
+
+
+def test_config_and_metrics_are_logged_against_frame_and_slots(sessions):
+    for logged, frames in zip(sessions, ([0, 1, 2, 3, 4], [5, 6]), strict=True):
+        defined = {(m.name or m.glob_name): m.step_metric for m in of("metric", logged)}
+        assert defined == {"frame": "", "slots": "frame", "*": "frame"}
+        config = {u.key: json.loads(u.value_json) for c in of("config", logged) for u in c.update}
+        assert config["env"]["users"] == 10 and config["loop"]["slot_batch_size"] == 8
+        table = rows(logged)
+        assert sorted({row["frame"] for row in table}) == frames
+        for row in table:
+            if "utility" in row or "evaluation/utility" in row:
+                assert row["slots"] == row["frame"] * 4 * 3
+        assert any("allocator/critic_loss" in row for row in table)
+
+
+def test_figures_and_the_last_checkpoint_are_uploaded(sessions, output):
+    for logged, frame in zip(sessions, (4, 6), strict=True):
+        (figures,) = [row for row in rows(logged) if "figures/learning_curve/path" in row]
+        assert figures["frame"] == frame
+        (artifact,) = of("artifact", logged)
+        assert (artifact.type, json.loads(artifact.metadata)["frame"]) == ("checkpoint", frame)
+        (content,) = artifact.manifest.contents
+        assert content.local_path == str(output / "checkpoints" / f"frame=00000000{frame}.ckpt")
+        summary = {(u.key or "/".join(u.nested_key)) for s in of("summary", logged) for u in s.update}
+        assert {"final/utility", "final/hit_ratio"} <= summary
+
+
+def test_the_api_key_is_in_no_file(sessions, output):
+    files = [path for path in output.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert not [path for path in files if API_KEY.encode() in path.read_bytes()]
+
+
+def test_without_an_account_one_line_says_what_to_do(tmp_path):
+    nobody = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_API_KEY": "", "WANDB_MODE": "online"}
+    process = start([*RUN, "logger=wandb", f"output_dir={tmp_path / 'run'}"], tmp_path / "log", **nobody)
+    process.join(60)
+    assert process.exitcode == 1
+    assert (tmp_path / "log").read_text().splitlines() == [
+        "error: logger: W&B knows no account here; run `wandb login`, or logger.offline=true needs neither account nor "
+        "network"
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+def ends(parameter):
+    return parameter.get("values") or [parameter["min"], parameter["max"]]
+
+
+@pytest.mark.parametrize("end", [0, -1])
+def test_the_sweep_definition_runs_train_py(end):
+    """Expanded as W&B's agent does, at both ends of every parameter."""
+    sweep = yaml.safe_load((CONFIG_ROOT / "wandb_sweep.yaml").read_text())
+    chosen = {name: ends(parameter)[end] for name, parameter in sweep["parameters"].items()}
+    arguments = create_sweep_command_args({"args": {name: {"value": value} for name, value in chosen.items()}})
+    command = create_sweep_command(sweep["command"])
+    assert command[:3] == ["${env}", "${interpreter}", "${program}"]
+    assert (CONFIG_ROOT.parent / sweep["program"]).is_file()
+    overrides = [part for piece in command[3:] for part in (arguments[piece[2:-1]] if piece[0] == "$" else [piece])]
+    config = strict(TrainConfig, compose_config("train", overrides))
+    build_policies(config.env, config.cacher, config.allocator)
+    assert config.logger.wandb and config.logger.job_type == "sweep"
+    assert config.allocator["denoising_steps"] == chosen["allocator.denoising_steps"]
+    assert config.seed == chosen["seed"]
+    assert sweep["metric"]["name"].startswith("evaluation/") and config.evaluation.every_n_frames
