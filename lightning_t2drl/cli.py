@@ -128,6 +128,17 @@ def entry_point(config_name: str, schema: type, job: Job) -> None:
         raise SystemExit(1) from None
 
 
+def sweep(config_name: str, schema: type, job: Job, arguments: list[str]) -> None:
+    """`-m` with these arguments on an entry point's command line, from inside this process."""
+    before = sys.argv
+    sys.argv = [before[0], "-m", *arguments]
+    try:
+        GlobalHydra.instance().clear()
+        _hydra_main(config_name, schema, job)
+    finally:
+        sys.argv = before
+
+
 def _hydra_main(config_name: str, schema: type, job: Job) -> None:
     """Sweeps and Hydra's own flags. A sweep runs all its jobs, then fails with the first error one of them met."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach `entry_point`, which puts them into one line, as they are

@@ -141,6 +141,7 @@ class SuiteConfig:
     curves: bool = False
     reference: str = "rcars"
     best: str = "oracle"
+    gather: list[str] = field(default_factory=list)
     learners: dict[str, LearnerConfig] = field(default_factory=dict)
     fixed: dict[str, list[str]] = field(default_factory=dict)
     seeds_small: int = 5
@@ -172,10 +173,13 @@ class BenchmarkConfig:
     output_dir: str = "results"
     work_dir: str = "runs/benchmark"
     workers: int = 2
+    job: int | None = None
 
     def __post_init__(self) -> None:
         one_of("", self, budget=("small", "full"))
         within("", self, workers=(1, 1024))
+        if self.job is not None:
+            within("", self, job=(0, 1e9))
 
 
 @dataclass

@@ -61,20 +61,54 @@ def summary_rows(results: pd.DataFrame, suite: SuiteConfig) -> list[dict[str, st
     return [{name: row.get(name, "-") for name in names} for row in rows]
 
 
-def largest_improvements(results: pd.DataFrame, suite: SuiteConfig) -> list[str]:
-    """Where the first learner is furthest ahead of each other scheme, in mean over seeds."""
+PUBLISHED = {"hit_ratio": 56.01, "utility": 37.29}  # percent over the benchmark schemes, "up to" (arXiv 2411.01458)
+LABELS = {"utility": "utility", "hit_ratio": "hit ratio"}
+
+
+def improvements(results: pd.DataFrame, suite: SuiteConfig) -> pd.DataFrame:
+    """What the first learner is ahead of each other scheme but the best, in percent of that scheme's mean over seeds.
+
+    Returns:
+        Columns `scheme`, `place` (the swept value, as a key), `utility` and `hit_ratio`.
+    """
     ours = next(iter(suite.learners))
-    numbered = results.assign(value=results["value"].astype(float).fillna(0.0))
-    means = numbered.groupby(["scheme", "value"], sort=False)[["utility", "hit_ratio"]].mean()
-    lines = []
+    means = results.groupby(["scheme", "value"], sort=False, dropna=False)[list(LABELS)].mean()
+    parts = []
     for scheme in [s for s in dict.fromkeys(results["scheme"]) if s not in (ours, suite.best)]:
-        gain = 100 * (means.loc[ours] / means.loc[scheme] - 1)
+        gain = (100 * (means.loc[ours] / means.loc[scheme] - 1)).reset_index()
+        gain.insert(0, "scheme", scheme)
+        gain.insert(1, "place", [f"{suite.sweep}={v:g}" if suite.sweep else "" for v in gain.pop("value")])
+        parts.append(gain)
+    return pd.concat(parts, ignore_index=True)
+
+
+def largest_improvements(results: pd.DataFrame, suite: SuiteConfig) -> list[str]:
+    """Where the first learner is furthest ahead of each other scheme."""
+    lines = []
+    for scheme, gain in improvements(results, suite).groupby("scheme", sort=False):
         parts = []
-        for key, label in (("utility", "utility"), ("hit_ratio", "hit ratio")):
-            place = f" at {suite.sweep}={gain[key].idxmax():g}" if suite.sweep else ""
-            parts.append(f"{label} {gain[key].max():+.2f} %{place}")
+        for key, label in LABELS.items():
+            most = gain.loc[gain[key].idxmax()]
+            parts.append(f"{label} {most[key]:+.2f} %" + (f" at {most['place']}" if most["place"] else ""))
+        ours = next(iter(suite.learners))
         lines.append(f"- {ours} over {scheme}{', at most' if suite.sweep else ''}: {', '.join(parts)}")
     return lines
+
+
+def gathered_improvements(directories: list[Path], suite: SuiteConfig) -> list[str]:
+    """The largest improvements over all of several sweeps, over any scheme that does not learn, beside the paper's."""
+    tables = [pd.read_csv(directory / "gains.csv") for directory in directories]
+    gains = pd.concat(tables, ignore_index=True)
+    gains = gains[gains["scheme"].isin(suite.fixed)]
+    lines = []
+    for key, label in LABELS.items():
+        most = gains.loc[gains[key].idxmax()]
+        lines.append(
+            f"- largest gain in {label}: {most[key]:+.2f} % over {most['scheme']} at {most['place']} "
+            f"(paper: up to +{PUBLISHED[key]} %)"
+        )
+    names = ", ".join(directory.name for directory in directories)
+    return [f"Over the sweeps {names}, of {next(iter(suite.learners))} over the schemes that do not learn:", "", *lines]
 
 
 def probability_of_improvement(results: pd.DataFrame, suite: SuiteConfig) -> list[str]:
@@ -109,8 +143,18 @@ def probability_of_improvement(results: pd.DataFrame, suite: SuiteConfig) -> lis
     return lines
 
 
-def write_tables(results: pd.DataFrame, suite: SuiteConfig, directory: Path, provenance: list[str]) -> None:
-    """`README.md` with provenance, table and comparisons."""
+def write_tables(
+    results: pd.DataFrame, suite: SuiteConfig, directory: Path, provenance: list[str], gathered: list[Path]
+) -> None:
+    """`README.md` with provenance, table and comparisons, and `gains.csv`.
+
+    Args:
+        results: of `collect`.
+        suite: what was run.
+        directory: where to.
+        provenance: lines on how the results came about.
+        gathered: directories of other suites whose gains are compared as well.
+    """
     rows = summary_rows(results, suite)
     names = list(rows[0])
     lines = [f"# Suite {suite.name}", "", *provenance, ""]
@@ -123,10 +167,13 @@ def write_tables(results: pd.DataFrame, suite: SuiteConfig, directory: Path, pro
     ]
     lines += ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
     lines += ["| " + " | ".join(row[name] for name in names) + " |" for row in rows]
-    improvements = probability_of_improvement(results, suite)
-    lines += ["", *improvements] if improvements else []
+    comparisons = probability_of_improvement(results, suite)
+    lines += ["", *comparisons] if comparisons else []
     if suite.learners:
+        improvements(results, suite).to_csv(directory / "gains.csv", index=False)
         lines += ["", *largest_improvements(results, suite)]
+    if gathered:
+        lines += ["", *gathered_improvements(gathered, suite)]
     lines += ["", f"![{suite.name}](figure.png)"]
     lines += ["", "![Learning curves](curves.png)"] if suite.curves else []
     (directory / "README.md").write_text("\n".join(lines) + "\n")

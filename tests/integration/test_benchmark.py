@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 
 from lightning_t2drl import benchmarking
-from lightning_t2drl.cli import run
-from lightning_t2drl.config import BenchmarkConfig
+from lightning_t2drl.cli import compose_config, run
+from lightning_t2drl.config import BenchmarkConfig, strict
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.system.scenario import CONFIG_ROOT
 
@@ -24,19 +24,43 @@ def test_a_sweep_is_tabulated_drawn_and_not_repeated(tmp_path, monkeypatch):
     assert len(results) == 2 * (2 + 1)
     assert results.groupby("value").size().tolist() == [3, 3]
     directory = tmp_path / "out" / "storage-small"
-    assert {p.name for p in directory.iterdir()} == {"results.csv", "README.md", "figure.png"}
+    assert {p.name for p in directory.iterdir()} == {"results.csv", "gains.csv", "README.md", "figure.png"}
     page = (directory / "README.md").read_text()
     assert "suite=storage" in page and "| 10 | rcars | - |" in page and "+0.00 %" in page
-    monkeypatch.setattr(benchmarking, "execute", lambda job: pytest.fail(f"{job} ran twice"))
+    monkeypatch.setattr(benchmarking, "sweep", lambda *arguments: pytest.fail(f"{arguments} ran again"))
     again = bench(tmp_path, *arguments, *less)
     pd.testing.assert_frame_equal(results, again)
 
 
-def test_a_failing_job_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"suite\.headline: broken.* failed: error: cacher=nope: no such choice"):
-        bench(tmp_path, "suite=headline", "+suite.fixed.broken=[nope,equal]", "~suite.learners.t2drl_set", "workers=1",
-              "~suite.learners.t2drl_ddpg_set", "~suite.fixed.schrs", "~suite.fixed.popular_exact",
-              "suite.fixed.oracle=[popular,equal]")  # fmt: skip
+def test_a_job_that_cannot_be_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"^suite\.headline: broken: cacher=nope: no such choice"):
+        bench(tmp_path, "suite=headline", "suite.gather=[]", "+suite.fixed.broken=[nope,equal]")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_job_that_fails_is_named_and_the_others_run(tmp_path, capfd):
+    less = [
+        "~suite.learners.t2drl_set",
+        "~suite.learners.t2drl_ddpg_set",
+        "~suite.fixed.schrs",
+        "~suite.fixed.popular_exact",
+        "suite.fixed.oracle=[popular,equal]",
+    ]
+    with pytest.raises(UserError, match=r"^suite\.users: rcars, value 0 failed: env\.users: 0; must be"):
+        bench(tmp_path, "suite=users", "suite.values=[0,3]", *less, "hydra/launcher=basic")
+    assert len(list((tmp_path / "work").glob("*/evaluation.json"))) == 2
+    assert "users: oracle, value 3 finished, 2 to go" in capfd.readouterr().out
+
+
+def test_suites_share_what_computes_the_same():
+    """A swept value that is the scenario's own is the run of the suite without a sweep."""
+    directories = {}
+    for suite in ("headline", "users", "storage"):
+        config = strict(BenchmarkConfig, compose_config("benchmark", [f"suite={suite}", "suite.frames_small=160"]))
+        directories[suite] = {job.directory for job in benchmarking.make_jobs(config) if job.seed == 0}
+    assert len(directories["headline"] & directories["users"]) == len(directories["headline"]) == 2
+    assert directories["headline"] & directories["storage"] == directories["headline"]
+    assert len(directories["users"] & directories["storage"]) == 2
 
 
 def test_an_unknown_reference_is_named(tmp_path):
@@ -47,12 +71,10 @@ def test_an_unknown_reference_is_named(tmp_path):
 @pytest.mark.parametrize("suite", sorted(path.stem for path in (CONFIG_ROOT / "suite").glob("*.yaml")))
 @pytest.mark.parametrize("budget", ["small", "full"])
 def test_every_suite_makes_its_jobs(suite, budget):
-    from lightning_t2drl.cli import compose_config
-    from lightning_t2drl.config import strict
-
     config = strict(BenchmarkConfig, compose_config("benchmark", [f"suite={suite}", f"budget={budget}"]))
     jobs = benchmarking.make_jobs(config)
-    assert len({job.result for job in jobs}) == len(jobs) > 0
+    learners = [job for job in jobs if job.scheme in config.suite.learners]
+    assert len({job.directory for job in learners}) == len(learners)  # no two of them are the same run
     for job in jobs:
-        name = job.command[0].removesuffix(".py")
-        compose_config(name, list(job.command[1:]))
+        if not any(o.startswith("checkpoint=") for o in job.overrides):
+            compose_config(job.entry, list(job.overrides))
