@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib.util
 import io
+import math
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,7 @@ from lightning_t2drl.deploy import ALLOCATOR, Controller
 from lightning_t2drl.envs import EdgeAIGCEnv
 from lightning_t2drl.errors import NonFiniteError
 from lightning_t2drl.exporting import run_export
+from lightning_t2drl.gradients import clip_gradients
 from lightning_t2drl.networks.diffusion import linear_betas
 from lightning_t2drl.networks.features import split_state
 from lightning_t2drl.policy import Policy
@@ -95,13 +97,14 @@ class Minimise:
         self.clip = clip
 
     def __call__(self, name: str, loss: Tensor) -> None:
-        if not bool(torch.isfinite(loss)):
+        if not math.isfinite(loss.item()):
             raise NonFiniteError(f"the {name} loss is {loss.item()}")
         optimizer = self.optimizers[name]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        optimizer.zero_grad()
+        for p in parameters:
+            p.grad = None
         loss.backward(inputs=parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, self.clip)
+        clip_gradients(parameters, self.clip)
         optimizer.step()
 
 

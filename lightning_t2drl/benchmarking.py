@@ -31,7 +31,7 @@ from lightning_t2drl.training import train
 
 ROOT = Path(__file__).resolve().parents[1]
 SEARCHING = ("genetic",)  # allocators that take a tenth of a second per slot
-CURVE_POINTS = 20  # evaluations along a learning curve
+CURVE_POINTS = 10  # evaluations along a learning curve
 RESULT = "evaluation.json"
 MADE = "commit.txt"  # beside a result: the commit it was made at
 

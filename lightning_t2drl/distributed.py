@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
-import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def is_rank_zero() -> bool:
     """Whether this process is the one that speaks and writes; true before any other was started."""
     return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
-
-
-def average_gradients(parameters: Sequence[nn.Parameter], world_size: int) -> None:
-    """Replace the gradients of `parameters` by their mean over all ranks, in one flat all-reduce."""
-    if world_size == 1:
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
-    flat /= world_size
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
 
 
 class AlternatingDDPStrategy(DDPStrategy):

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 
 # Below this many rows per product, what oneDNN takes to look a kernel up is more than its kernels save.
-WORTHWHILE_ROWS = 128
+WORTHWHILE_ROWS = 64
 ROUNDING = 1e-6  # relative; bfloat16 products would be off by 1e-3
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -11,7 +12,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision
 from tensordict import TensorDict
 from torch import Tensor
 from torch.optim import Optimizer
@@ -22,9 +22,9 @@ from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.cachers.base import Cacher
 from lightning_t2drl.checks import within
 from lightning_t2drl.compiled import CompiledUpdate
-from lightning_t2drl.distributed import average_gradients
 from lightning_t2drl.envs import EdgeAIGCEnv
 from lightning_t2drl.errors import NonFiniteError
+from lightning_t2drl.gradients import average_gradients, clip_gradients
 from lightning_t2drl.metrics import Meters, slot_metrics
 from lightning_t2drl.policy import Metrics, Policy, derive_seed
 from lightning_t2drl.replay import PackedReplay
@@ -125,10 +125,10 @@ class TwoTimescaleModule(L.LightningModule):
         yield "allocator", self.allocator
 
     def configure_optimizers(self) -> list[Optimizer]:
-        mixed = isinstance(self.trainer.precision_plugin, MixedPrecision)
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         by_name: dict[str, Optimizer] = {}
         for owner, policy in self.policies():
-            policy.fused_optimizers = not mixed  # Lightning clips no fused optimizer's gradients in mixed precision
+            policy.fused_optimizers = not scaled  # a fused step unscales gradients itself, after they are clipped
             by_name |= {f"{owner}.{name}": optimizer for name, optimizer in policy.optimizers_by_name().items()}
         self.optimizer_names = list(by_name)
         self.learning_rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in by_name.items()}
@@ -225,18 +225,19 @@ class TwoTimescaleModule(L.LightningModule):
             self.compiled = None
             return None
         for name, loss in metrics.items():
-            if not bool(torch.isfinite(loss)):
+            if not math.isfinite(loss.item()):
                 raise NonFiniteError(self._origin(f"the allocator's {name} is {loss.item()}"))
         self.gradient_steps += 2
         return metrics
 
     def _minimise(self, owner: str, name: str, loss: Tensor) -> None:
         """One gradient step on one optimizer's parameters; no other parameter gets a gradient."""
-        if not bool(torch.isfinite(loss)):
+        if not math.isfinite(loss.item()):
             raise NonFiniteError(self._origin(f"the {name} loss of the {owner} is {loss.item()}"))
         optimizer = self.optimizer[f"{owner}.{name}"]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        optimizer.zero_grad()
+        for p in parameters:
+            p.grad = None
         self.manual_backward(loss, inputs=parameters)
         average_gradients(parameters, self.trainer.world_size)
         optimizer.step()
@@ -244,8 +245,7 @@ class TwoTimescaleModule(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         # Here gradients are unscaled whatever the precision.
-        if self.loop.gradient_clip:
-            self.clip_gradients(optimizer, self.loop.gradient_clip, "norm")
+        clip_gradients([p for group in optimizer.param_groups for p in group["params"]], self.loop.gradient_clip)
 
     def _set_progress(self) -> None:
         for owner, policy in self.policies():

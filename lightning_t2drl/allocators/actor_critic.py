@@ -69,6 +69,9 @@ class ActorCriticAllocator(Allocator):
             self.target_critics = self._build_critics().requires_grad_(False)
             self.target_actor.load_state_dict(self.actor.state_dict())
             self.target_critics.load_state_dict(self.critics.state_dict())
+            # Listed once: walking through the modules in every update takes longer than the update of the targets.
+            self._followed: list[Tensor] = [*self.actor.parameters(), *self.critics.parameters()]
+            self._followers: list[Tensor] = [*self.target_actor.parameters(), *self.target_critics.parameters()]
 
     def _check(self) -> None:
         c = self.config
@@ -114,9 +117,9 @@ class ActorCriticAllocator(Allocator):
         shape = (self.actor.steps, *batch, self.scenario.users, 2)
         return torch.randn(shape, generator=self.generator, device=self.generator.device)
 
-    def shares(self, actor: nn.Module, state: Tensor, noise: Tensor, exploration: Tensor | float = 0.0) -> Tensor:
-        """Feasible shares [*, U, 2] of an actor, `exploration` added to its output before the head."""
-        return self.to_shares(state, actor(state, noise).float() + exploration)
+    def shares(self, actor: nn.Module, state: Tensor, noise: Tensor) -> Tensor:
+        """Feasible shares [*, U, 2] of an actor."""
+        return self.to_shares(state, actor(state, noise).float())
 
     def to_shares(self, state: Tensor, output: Tensor) -> Tensor:
         """Feasible shares [*, U, 2] from an actor's output [*, U, 2]."""
@@ -140,10 +143,10 @@ class ActorCriticAllocator(Allocator):
     @torch.no_grad()
     def act(self, state: Tensor, explore: bool = False) -> Tensor:
         batch = tuple(state.shape[:-1])
-        spread: Tensor | float = 0.0
-        if explore:
-            shape = (*batch, self.scenario.users, 2)
-            spread = torch.randn(shape, generator=self.generator, device=state.device) * self.exploration_noise
+        if not explore:
+            return self.to_raw(state, self.actor(state, self.draw_noise(batch)).float())
+        shape = (*batch, self.scenario.users, 2)
+        spread = torch.randn(shape, generator=self.generator, device=state.device) * self.exploration_noise
         return self.to_raw(state, self.actor(state, self.draw_noise(batch)).float() + spread)
 
     # -- learning
@@ -199,6 +202,4 @@ class ActorCriticAllocator(Allocator):
     def update_targets(self) -> None:
         """Polyak update of the targets, all tensors in one call."""
         if self.bootstraps:
-            online: list[Tensor] = [*self.actor.parameters(), *self.critics.parameters()]
-            targets: list[Tensor] = [*self.target_actor.parameters(), *self.target_critics.parameters()]
-            torch._foreach_lerp_(targets, online, self.config.target_rate)
+            torch._foreach_lerp_(self._followers, self._followed, self.config.target_rate)

@@ -70,6 +70,7 @@ class EdgeAIGCEnv(EnvBase):
         self._set_seed(seed)
         self._one_hot = torch.eye(scenario.popularity_states, device=self.device)
         self._world, self._memory = self._fresh()
+        self._align()
 
     # -- TorchRL's interface
 
@@ -118,6 +119,7 @@ class EdgeAIGCEnv(EnvBase):
         if asked is not None:
             world, memory = _where(asked, world, self._world), _where(asked, memory, self._memory)
         self._world, self._memory = world, memory
+        self._align()
         out = {"cells": self.observe(), "frame_start": self._frame_start()}
         return TensorDict(out, batch_size=self.batch_size, device=self.device)
 
@@ -144,7 +146,11 @@ class EdgeAIGCEnv(EnvBase):
             NonFiniteError: the allocation holds NaN or infinity.
         """
         served, rewards = self._serve(cache, raw)
-        self._world = advance(self.scenario, self._world, draw_noise(self.scenario, self.batch_size[0], self.generator))
+        noise = draw_noise(self.scenario, self.batch_size[0], self.generator)
+        if self._slot is not None:
+            self._slot += 1
+        may_change = self._slot is None or self._slot % self.scenario.popularity_change_every == 0
+        self._world = advance(self.scenario, self._world, noise, may_change)
         cells = self._observation(served)
         cells["reward"] = self._group(rewards)
         return self._group(cells)
@@ -152,6 +158,11 @@ class EdgeAIGCEnv(EnvBase):
     def observe(self) -> TensorDict:
         """The cells' current observation [N, B], as after a reset, without moving the worlds."""
         return self._group(self._observation(self.observation_spec["cells", "served"].zero()))
+
+    def _align(self) -> None:
+        """Remember the slot that all worlds are at, so that no slot has to ask the device; None where they differ."""
+        slots = self._world["slot"]
+        self._slot = int(slots[0]) if bool((slots == slots[0]).all()) else None
 
     def _fresh(self) -> tuple[State, State]:
         """New worlds, and what the environment remembers of them."""
@@ -169,12 +180,20 @@ class EdgeAIGCEnv(EnvBase):
 
     def _serve(self, asked_cache: Tensor, raw: Tensor) -> tuple[TensorDict, dict[str, Tensor]]:
         """Latch the cache at a frame's start, amend the allocation, serve the slot and reckon its rewards."""
-        if not math.isfinite(raw.abs().max().item()):
+        if not math.isfinite(raw.sum().item()) and not bool(raw.isfinite().all()):  # a sum may overflow
             raise NonFiniteError("the allocation handed to the environment holds NaN or infinity")
         s, world, memory = self.scenario, self._world, self._memory
-        slot_of_frame = world["slot"] % s.slots_per_frame
-        starts = (slot_of_frame == 0).unsqueeze(-1)
-        cache = torch.where(starts.unsqueeze(-1), amend_cache(s, asked_cache), memory["cache"])
+        phase = None if self._slot is None else self._slot % s.slots_per_frame
+        starting, ending = phase in (None, 0), phase in (None, s.slots_per_frame - 1)  # for some world, that is
+        starts = ends = world["slot"]  # not read in a slot that neither starts nor ends a frame
+        if starting or ending:
+            slot_of_frame = world["slot"] % s.slots_per_frame
+            starts, ends = ((slot_of_frame == slot).unsqueeze(-1) for slot in (0, s.slots_per_frame - 1))
+        cache, total, counts = memory["cache"], memory["frame_reward"], memory["counts"]
+        if starting:
+            cache = torch.where(starts.unsqueeze(-1), amend_cache(s, asked_cache), cache)
+            total = total.masked_fill(starts, 0.0)
+            counts = counts.masked_fill(starts.unsqueeze(-1), 0.0)
         request, attached = world["request"], world["attached"]
         shares = amend_allocation(raw, hits(cache, request), attached)
         members = None if s.cells == 1 else attached  # to one cell everybody is attached
@@ -190,20 +209,20 @@ class EdgeAIGCEnv(EnvBase):
             attached=members,
         )
         reward = cell_mean(served["utility"], members)
-        total = memory["frame_reward"].masked_fill(starts, 0.0) + reward
-        if s.switch_cost:
+        total = total + reward
+        if starting and s.switch_cost:
             loaded = (s.model_storage * (cache & ~memory["cache"])).sum(-1).float()
             # Charged once per frame; the sum is divided by K at the frame's end.
             total = total - torch.where(starts, s.switch_cost * s.slots_per_frame * loaded, 0.0)
-        ends = (slot_of_frame == s.slots_per_frame - 1).unsqueeze(-1)
         self._memory = memory | {"cache": cache, "frame_reward": total}
         if s.popularity_observation == "frequencies":
-            counts = torch.where(starts.unsqueeze(-1), 0.0, memory["counts"])
-            counts = counts.scatter_add(-1, request, attached.float())
-            seen = counts / counts.sum(-1, keepdim=True).clamp_min(1.0)
-            self._memory["frequencies"] = torch.where(ends.unsqueeze(-1), seen, memory["frequencies"])
-            self._memory["counts"] = counts
-        frame = (total / s.slots_per_frame).masked_fill(~ends, 0.0)
+            self._memory["counts"] = counts = counts.scatter_add(-1, request, attached.float())
+            if ending:
+                seen = counts / counts.sum(-1, keepdim=True).clamp_min(1.0)
+                self._memory["frequencies"] = torch.where(ends.unsqueeze(-1), seen, memory["frequencies"])
+        frame = torch.zeros_like(total)
+        if ending:
+            frame = (total / s.slots_per_frame).masked_fill(~ends, 0.0)
         return served, {"slot": reward.unsqueeze(-1), "frame": frame.unsqueeze(-1)}
 
     def _observation(self, served: TensorDict) -> dict[str, Any]:
@@ -241,6 +260,7 @@ class EdgeAIGCEnv(EnvBase):
             {key: value.to(self.device) for key, value in state[part].items()} for part in ("world", "memory")
         )
         self.generator.set_state(state["generator"])
+        self._align()
 
 
 def _where(asked: Tensor, new: State, old: State) -> State:

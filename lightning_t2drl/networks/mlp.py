@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,14 @@ def per_step(hidden: Tensor, from_step: Tensor | None) -> tuple[Tensor, ...]:
     return (rows + hidden).unbind()
 
 
+class MLPContext(NamedTuple):
+    """What every denoising step of a chain uses alike."""
+
+    hidden: tuple[Tensor, ...]  # what state and step contribute to the first layer, [n, hidden] per step
+    from_action: Tensor | None  # weight of the noisy action there, [2 U, hidden]
+    layers: list[tuple[Tensor, Tensor]]  # bias and transposed weight of each later layer
+
+
 class MLPTrunk(nn.Module):
     """Denoiser eps_theta(x, i, s), or a plain actor where `steps` is 0; three hidden layers and tanh as published.
 
@@ -77,16 +86,21 @@ class MLPTrunk(nn.Module):
         self.from_step = nn.Parameter(0.1 * torch.randn(max(steps, 1), config.hidden)) if steps else None
         self.tail = Tail(config.hidden, config.layers, 2 * self.users, config.activation)
 
-    def context(self, state: Tensor) -> tuple[Tensor, ...]:
-        """What states [n, S] and step contribute to the first layer: [n, hidden] per step."""
-        return per_step(self.from_state(split_state(state, self.users)[-1]), self.from_step)
+    def context(self, state: Tensor) -> MLPContext:
+        """What a chain needs for states [n, S] and only has to look up once."""
+        hidden = per_step(self.from_state(split_state(state, self.users)[-1]), self.from_step)
+        from_action = None if self.from_action is None else self.from_action.weight.t()
+        return MLPContext(hidden, from_action, [(layer.bias, layer.weight.t()) for layer in self.tail.layers])  # type: ignore[misc, operator]
 
-    def forward(self, context: tuple[Tensor, ...], x: Tensor | None, step: int) -> Tensor:
+    def forward(self, context: MLPContext, x: Tensor | None, step: int) -> Tensor:
         """Tanh output [n, U, 2]; `x` [n, U, 2] is the noisy action, `step` counts from 0."""
-        hidden = context[step]
-        if x is not None and self.from_action is not None:
-            hidden = torch.addmm(hidden, x.flatten(1), self.from_action.weight.t())
-        return self.tail(hidden).tanh().view(-1, self.users, 2)
+        hidden = context.hidden[step]
+        if x is not None and context.from_action is not None:
+            hidden = torch.addmm(hidden, x.flatten(1), context.from_action)
+        activate = self.tail.activation
+        for bias, weight in context.layers:
+            hidden = torch.addmm(bias, activate(hidden), weight)
+        return hidden.tanh().view(-1, self.users, 2)
 
 
 class MLPCritic(nn.Module):

@@ -144,6 +144,12 @@ class Scenario:
         return _cumulative(self.popularity_transition)
 
     @cached_property
+    def payload_ranges(self) -> tuple[Tensor, Tensor]:
+        """Lower end and width of the ranges of d_in and d_out, bit [2, 1] each."""
+        low, high = torch.tensor([self.input_bits, self.output_bits], device=self.model_storage.device).unbind(-1)
+        return low.unsqueeze(-1), (high - low).unsqueeze(-1)
+
+    @cached_property
     def service_table(self) -> Tensor:
         """A1, A2, A3, A4, B1, B2 side by side [M, 6], so that one gather fetches a model's profile."""
         curves = (self.floor_steps, self.worst_metric, self.full_steps, self.best_metric)

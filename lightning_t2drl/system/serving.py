@@ -58,7 +58,7 @@ def serve(
     violated = delay > scenario.deadline
     latency = torch.rsub(delay / scenario.deadline, 1).clamp_min_(-1.0)
     utility = (scenario.alpha * quality).add(latency, alpha=1 - scenario.alpha)
-    utility = utility - scenario.deadline_penalty * violated
+    utility = utility.add_(violated, alpha=-scenario.deadline_penalty)
     out = {
         "hit": hit,
         "access_delay": access,

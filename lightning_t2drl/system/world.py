@@ -77,13 +77,22 @@ def initial_state(scenario: Scenario, envs: int, generator: torch.Generator) -> 
     return state | new_slot(scenario, popularity, position, split_noise(scenario, slot_noise))
 
 
-def advance(scenario: Scenario, state: State, uniform: Tensor) -> State:
-    """The worlds one slot later: users move, popularity may change, new requests come, fading is drawn anew."""
+def advance(scenario: Scenario, state: State, uniform: Tensor, may_change: bool = True) -> State:
+    """The worlds one slot later: users move, popularity may change, new requests come, fading is drawn anew.
+
+    Args:
+        scenario: the world's constants.
+        state: the worlds now.
+        uniform: what `draw_noise` drew for the next slot.
+        may_change: false where the caller knows that no world's popularity state changes at the next slot.
+    """
     noise = split_noise(scenario, uniform)
     slot = state["slot"] + 1
-    jump = inverse_cdf(scenario.transition_cdf[state["popularity"]], noise.popularity.unsqueeze(-1)).squeeze(-1)
-    changes = (slot % scenario.popularity_change_every == 0).unsqueeze(-1)
-    popularity = torch.where(changes, jump, state["popularity"])
+    popularity = state["popularity"]
+    if may_change:
+        jump = inverse_cdf(scenario.transition_cdf[popularity], noise.popularity.unsqueeze(-1)).squeeze(-1)
+        changes = (slot % scenario.popularity_change_every == 0).unsqueeze(-1)
+        popularity = torch.where(changes, jump, popularity)
     position, velocity, mean_velocity = move(
         scenario, state["position"], state["velocity"], state["mean_velocity"], noise.mobility
     )
@@ -103,13 +112,11 @@ def new_slot(scenario: Scenario, popularity: Tensor, position: Tensor, noise: No
     Every user is attached to the one cell (B = 1); the cell dimension is there for all that follows.
     """
     shape = (len(position), scenario.cells, scenario.users)
-    ask, size_in, size_out = noise.demand.unbind(1)
+    ask, sizes = noise.demand[:, 0], noise.demand[:, 1:]
     # One cell: a user's requests follow that cell's popularity.
     request = inverse_cdf(scenario.request_cdf[popularity[:, 0]], ask)
-    low, high = scenario.input_bits
-    input_bits = low + (high - low) * size_in
-    low, high = scenario.output_bits
-    output_bits = low + (high - low) * size_out
+    least, spread = scenario.payload_ranges
+    input_bits, output_bits = torch.addcmul(least, sizes, spread).unbind(1)
     distance = torch.linalg.vector_norm(position, dim=-1)
     gain = path_gain(scenario, distance) * rician_power(scenario.rician_factor, noise.fading)
     per_cell = {"request": request, "input_bits": input_bits, "output_bits": output_bits, "gain": gain}

@@ -124,3 +124,31 @@ def test_nan_is_an_error_that_names_its_source():
     env = make(1)
     with pytest.raises(NonFiniteError, match="allocation"):
         env.play(env.observe()["cache"], torch.full((1, 1, 10, 2), float("nan")))
+
+
+@pytest.mark.parametrize("observation", ["state", "frequencies"])
+def test_worlds_in_step_skip_only_what_changes_nothing(observation):
+    changes = {"popularity_observation": observation, "popularity_change_every": 7, "switch_cost_per_gb": 0.01}
+    in_step, one_by_one = make(3, **changes), make(3, **changes)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(25):
+        cache = torch.rand(3, 1, 10, generator=generator) < 0.5
+        raw = 2 * torch.rand(3, 1, 10, 2, generator=generator) - 1
+        one_by_one._slot = None  # what the environment knows of worlds that were reset one by one
+        a, b = in_step.play(cache, raw), one_by_one.play(cache, raw)
+        assert (a == b).all()
+    assert in_step._slot == 25
+
+
+def test_worlds_that_were_reset_apart_are_not_in_step():
+    env = make(3)
+    now = env.reset()
+    for _ in range(4):
+        now = env.step(now.update(env.action_spec.zero()))["next"]
+    assert env._slot == 4
+    env.reset(now.set("_reset", torch.tensor([[True], [False], [True]])))
+    assert env._slot is None and env.get_state()["world"]["slot"].tolist() == [0, 4, 0]
+    env.set_state(env.get_state())
+    assert env._slot is None
+    env.reset()
+    assert env._slot == 0
