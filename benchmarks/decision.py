@@ -9,10 +9,11 @@ import torch
 
 from benchmarks.budget import Budget
 from benchmarks.measure import Advance, Job, interleave, table
-from benchmarks.reference import ClampedChain
+from benchmarks.reference import Chain, ClampedChain, WholeSetDenoiser
 from benchmarks.report import Section
 from benchmarks.subjects import (
     SHAPES,
+    STEPS,
     Play,
     allocator,
     exported,
@@ -23,9 +24,11 @@ from benchmarks.subjects import (
     sb3_ddpg,
     transitions,
 )
+from lightning_t2drl.networks.diffusion import linear_betas
 from lightning_t2drl.system import Scenario
 
 PLAIN = "plain eager D3PG"
+PLAIN_SET = "plain eager chain, set networks"
 PEER = "Stable-Baselines3 DDPG, predict"
 EXPORTED: dict[str, tuple[str, list[str]]] = {
     "d3pg": ("D3PG", mlp_shape("mish")),
@@ -66,7 +69,8 @@ def run(budget: Budget, advance: Advance) -> Section:
             "A decision of the project ends in a feasible allocation (head and amender included), a plain one in the "
             "chain's output. 'From the observation' includes the features, as do the exported ones, which draw their "
             "noise with NumPy; the controller also checks its inputs.",
-            "The set networks are those of allocator=d3pg_set (64 wide, ReLU); Stable-Baselines3 uses ReLU.",
+            f"The set networks are those of allocator=d3pg_set (64 wide, ReLU); '{PLAIN_SET}' evaluates the same "
+            "network wholly in every step. Stable-Baselines3 uses ReLU.",
         ],
     )
 
@@ -76,14 +80,26 @@ def _ours(scenario: Scenario) -> dict[str, Job]:
     cells = Play(scenario, 1).step()
     d3pg: Any = allocator("d3pg", scenario, *mlp_shape("mish"))
     ddpg = allocator("ddpg", scenario, *mlp_shape("mish"))
-    sets = allocator("d3pg_set", scenario)
+    sets: Any = allocator("d3pg_set", scenario)
     state, set_state = d3pg.state(cells)[0], sets.state(cells)[0]
 
     @torch.no_grad()
     def chain_alone() -> torch.Tensor:
         return d3pg.actor(state, d3pg.draw_noise((1,)))
 
+    whole = Chain(WholeSetDenoiser(sets.actor.trunk), 2 * scenario.users, linear_betas(STEPS, 0.05, 0.3))
+
+    @torch.no_grad()
+    def plain_set() -> torch.Tensor:
+        return whole(set_state)
+
+    @torch.no_grad()
+    def set_chain_alone() -> torch.Tensor:
+        return sets.actor(set_state, sets.draw_noise((1,)))
+
     return {
+        PLAIN_SET: plain_set,
+        "D3PG, set networks: chain alone": set_chain_alone,
         "D3PG": lambda: d3pg.act(state),
         "D3PG: chain alone": chain_alone,
         "D3PG: from the observation": lambda: d3pg.decide(cells),

@@ -55,6 +55,7 @@ def run(directory: Path, precision: str, seed: int, frames: int) -> dict[str, fl
     """
     result = directory / "summary.json"
     if not result.exists():
+        directory.mkdir(parents=True, exist_ok=True)
         arguments = [f"seed={seed}", f"frames={frames}", f"trainer.precision={precision}", f"output_dir={directory}"]
         arguments += ["experiment=quickstart", "resume=auto", "figures=false", "progress_bar=false"]
         command = [sys.executable, str(CONFIG_ROOT.parent / "train.py"), *arguments]

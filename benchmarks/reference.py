@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_t2drl.networks.sets import SetTrunk, user_table
+
 DISCOUNT, TARGET_RATE = 0.99, 0.005
 TIME_WIDTH = 16
 
@@ -56,6 +58,25 @@ class Denoiser(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, state: Tensor) -> Tensor:
         return torch.tanh(self.body(torch.cat((x, self.time(t), state), -1)))
+
+
+class WholeSetDenoiser(nn.Module):
+    """The project's set network as a denoiser that is evaluated wholly in every step, as `Denoiser` is."""
+
+    def __init__(self, trunk: SetTrunk) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def forward(self, x: Tensor, t: Tensor, state: Tensor) -> Tensor:
+        net = self.trunk
+        features, weight, _ = user_table(state)
+        h = net.activation(net.embed(features))
+        for layer in net.rounds:
+            h = layer(h, weight)
+        x = x.unflatten(-1, (-1, 2))
+        others = (x * weight).sum(-2, keepdim=True)
+        h = net.from_context(h) + net.from_action(x) + net.from_others(others) + net.from_step[t][:, None, :]
+        return net.out(net.last(net.activation(h), weight)).tanh().flatten(1)
 
 
 def gathered(coefficients: Tensor, t: Tensor) -> Tensor:

@@ -79,6 +79,9 @@ def run(budget: Budget, advance: Advance) -> Section:
             policy = allocator("d3pg", scenario, *mlp_shape(activation))
             job = compiled_job(policy, filled_replay(policy, flat), batch_size)
             contenders[f"D3PG, {ACTIVATIONS[activation]}, compiled"] = job
+        if budget.compiled:
+            policy = allocator("d3pg_set", scenario)
+            contenders["allocator=d3pg_set, compiled"] = compiled_job(policy, filled_replay(policy, sets), batch_size)
         policy = allocator("ddpg", scenario, *mlp_shape("relu"))
         contenders["DDPG, ReLU"] = update_job(policy, filled_replay(policy, flat), batch_size)
         for name in ("d3pg_set", "ddpg_set"):

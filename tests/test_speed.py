@@ -9,12 +9,15 @@ import torch
 
 from benchmarks.__main__ import ITEMS, main, parse
 from benchmarks.measure import BLOCK, exponent, interleave, peak_bytes
-from benchmarks.reference import Chain, ClampedChain, Denoiser
+from benchmarks.reference import Chain, ClampedChain, Denoiser, WholeSetDenoiser
 from benchmarks.subjects import plain_d3pg, plain_fields, same_shapes, transitions
 from lightning_t2drl.allocators.ddpg import DDPGAllocator
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.networks.diffusion import DiffusionActor, linear_betas
 from lightning_t2drl.networks.mlp import MLPConfig, MLPTrunk
+from lightning_t2drl.networks.sets import SetConfig, SetTrunk
+
+SET_ACTOR = {"_target_": "lightning_t2drl.networks.sets.SetTrunk"}
 
 
 def numbers(content):
@@ -93,6 +96,18 @@ def test_the_project_denoises_as_the_reference_does_with_the_same_weights():
         noise = torch.stack([torch.randn(4, 20) for _ in range(5)]).unflatten(-1, (10, 2))
         columns = torch.cat((torch.ones(4, 30), state), -1)  # the amending columns are not the network's
         torch.testing.assert_close(actor(columns, noise).flatten(-2), plain, rtol=1e-4, atol=1e-5)
+
+
+def test_the_set_network_denoises_alike_whether_hoisted_or_evaluated_wholly():
+    torch.manual_seed(0)
+    policy = DDPGAllocator(same_shapes(), DDPGAllocator.Config(actor=SET_ACTOR))
+    state = transitions(policy, policy.scenario, 64)[0]["state"].flatten(0, -2)
+    trunk = SetTrunk(policy.scenario, 5, SetConfig(hidden=8))
+    torch.nn.init.normal_(trunk.out.weight)
+    chain = Chain(WholeSetDenoiser(trunk), 20, linear_betas(5, 0.05, 0.3))
+    with torch.no_grad():
+        plain, ours = same_noise(chain, DiffusionActor(trunk, 5, "linear", 0.05, 0.3, "epsilon"), state)
+    torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
 
 
 def test_the_reference_learns():

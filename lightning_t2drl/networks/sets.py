@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from lightning_t2drl.networks.features import UserFeatures, split_state
 from lightning_t2drl.networks.mlp import activation, per_step
@@ -45,6 +47,21 @@ class Round(nn.Module):
         return self.activation(self.own(h) + self.others(pooled))
 
 
+class SetContext(NamedTuple):
+    """What every denoising step of a chain uses alike."""
+
+    hidden: tuple[Tensor, ...]  # the users as they know of each other, with the step, [n, U, hidden] per step
+    weight: Tensor  # averages over a cell's users, [n, U, 1]
+    from_action: Tensor | None  # weights of the noisy action of the user and of the mean, [hidden, 4]
+    last: Tensor  # likewise of the last round, [hidden, 2 hidden]
+    bias: Tensor  # of the last round, [hidden]
+
+
+def with_mean(h: Tensor, weight: Tensor) -> Tensor:
+    """Each user's row beside the mean over the cell's users: [n, U, 2 H] from [n, U, H]."""
+    return torch.cat((h, (h * weight).sum(-2, keepdim=True).expand_as(h)), -1)
+
+
 class SetTrunk(nn.Module):
     """Denoiser or plain actor over a set of users.
 
@@ -69,21 +86,26 @@ class SetTrunk(nn.Module):
         self.out = nn.Linear(width, 2)
         nn.init.uniform_(self.out.weight, -1e-2, 1e-2)
 
-    def context(self, state: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Per-user context [n, U, hidden] per step, and averaging weights [n, U, 1]."""
+    def context(self, state: Tensor) -> SetContext:
+        """What a chain needs for states [n, S] and only has to look up once."""
         features, weight, _ = user_table(state)
         h = self.activation(self.embed(features))
         for layer in self.rounds:
             h = layer(h, weight)
-        return per_step(self.from_context(h), self.from_step), weight
+        from_action = None
+        if self.from_action is not None and self.from_others is not None:
+            from_action = torch.cat((self.from_action.weight, self.from_others.weight), -1)
+        last = torch.cat((self.last.own.weight, self.last.others.weight), -1)
+        return SetContext(per_step(self.from_context(h), self.from_step), weight, from_action, last, self.last.own.bias)
 
-    def forward(self, context: tuple[tuple[Tensor, ...], Tensor], x: Tensor | None, step: int) -> Tensor:
+    def forward(self, context: SetContext, x: Tensor | None, step: int) -> Tensor:
         """Tanh output [n, U, 2]; `x` [n, U, 2] is the noisy action, `step` counts from 0."""
-        hidden, weight = context
+        hidden, weight, from_action, last, bias = context
         h = hidden[step]
-        if x is not None and self.from_action is not None and self.from_others is not None:
-            h = h + self.from_action(x) + self.from_others((x * weight).sum(-2, keepdim=True))
-        return self.out(self.last(self.activation(h), weight)).tanh()
+        if x is not None and from_action is not None:
+            h = h + linear(with_mean(x, weight), from_action)
+        h = self.activation(linear(with_mean(self.activation(h), weight), last, bias))
+        return self.out(h).tanh()
 
 
 class SetCritic(nn.Module):
