@@ -87,7 +87,10 @@ def run_suite(config: BenchmarkConfig, raw: DictConfig, overrides: list[str]) ->
     if config.job is not None:
         if config.job >= len(jobs):
             raise UserError(f"job: {config.job}; suite {config.suite.name} has the jobs 0 to {len(jobs) - 1}")
-        execute(jobs[config.job], config.suite, len({job.directory for job in jobs if not job.result.exists()}))
+        job = jobs[config.job]
+        execute(job, config.suite)
+        unfinished = {other.directory for other in jobs if not other.result.exists()}
+        print(f"{config.suite.name}: {job} finished, {len(unfinished)} to go", flush=True)
         return None
     for name in config.suite.gather:
         chosen = [
@@ -213,7 +216,7 @@ def _says_nothing(override: str, plain: Any) -> bool:
     return bool(OmegaConf.select(OmegaConf.create(plain), parsed.key_or_group) == parsed.value())
 
 
-def execute(job: Job, suite: SuiteConfig, unfinished: int) -> None:
+def execute(job: Job, suite: SuiteConfig) -> None:
     """Run one job in this process, from where it was interrupted if it was.
 
     Raises:
@@ -231,7 +234,6 @@ def execute(job: Job, suite: SuiteConfig, unfinished: int) -> None:
     except UserError as error:
         raise UserError(f"suite.{suite.name}: {job} failed: {error}") from None
     write_atomically(job.directory / MADE, _commit() + "\n")
-    print(f"{suite.name}: {job} finished, {unfinished - 1} to go", flush=True)
 
 
 def _commit() -> str:

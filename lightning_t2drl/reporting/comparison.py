@@ -32,6 +32,11 @@ def _cells(values: np.ndarray, digits: int) -> str:
     return f"{mean:.{digits}f}" if np.isnan(low) else f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
+def _gain(ratios: np.ndarray) -> str:
+    """What ratios are over 1 in their mean; what rounds to nothing has no sign of a loss."""
+    return f"{round(100 * (ratios.mean() - 1), 2) + 0.0:+.2f} %"
+
+
 def summary_rows(results: pd.DataFrame, suite: SuiteConfig) -> list[dict[str, str]]:
     """One row per value and scheme: utility, hit ratio, improvements, share of the way to the best."""
     rows = []
@@ -40,15 +45,15 @@ def summary_rows(results: pd.DataFrame, suite: SuiteConfig) -> list[dict[str, st
         for scheme, own in group.groupby("scheme", sort=False):
             columns = ("utility", "hit_ratio", "reference_utility", "reference_hit_ratio", "best_utility")
             utility, hits, low_utility, low_hits, best = (own[column].to_numpy() for column in columns)
-            way = (utility - low_utility) / (best - low_utility)
+            way = ((utility - low_utility) / (best - low_utility)).round(6) + 0.0
             row = {} if suite.sweep is None else {suite.sweep: f"{value:g}"}
             row |= {
                 "scheme": str(scheme),
                 "seeds": str(len(own)) if own["seed"].notna().any() else "-",
                 "utility per slot": _cells(utility, 4),
                 "hit ratio": _cells(hits, 3),
-                "utility vs " + suite.reference: f"{100 * (utility / low_utility - 1).mean():+.2f} %",
-                "hit ratio vs " + suite.reference: f"{100 * (hits / low_hits - 1).mean():+.2f} %",
+                "utility vs " + suite.reference: _gain(utility / low_utility),
+                "hit ratio vs " + suite.reference: _gain(hits / low_hits),
                 "of " + suite.best: _cells(100 * utility / best, 2) + " %",
                 "of the way": _cells(100 * way, 1) + " %",
             }
