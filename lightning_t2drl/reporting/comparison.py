@@ -32,9 +32,11 @@ def _cells(values: np.ndarray, digits: int) -> str:
     return f"{mean:.{digits}f}" if np.isnan(low) else f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def _gain(ratios: np.ndarray) -> str:
-    """What ratios are over 1 in their mean; what rounds to nothing has no sign of a loss."""
-    return f"{round(100 * (ratios.mean() - 1), 2) + 0.0:+.2f} %"
+def _gain(ours: np.ndarray, theirs: np.ndarray) -> str:
+    """How much more ours is in percent, in the mean; a share of what is not positive would mean nothing."""
+    if theirs.min() <= 0:
+        return "-"
+    return f"{round(100 * ((ours / theirs).mean() - 1), 2) + 0.0:+.2f} %"  # no sign on what rounds to nothing
 
 
 def summary_rows(results: pd.DataFrame, suite: SuiteConfig) -> list[dict[str, str]]:
@@ -52,8 +54,8 @@ def summary_rows(results: pd.DataFrame, suite: SuiteConfig) -> list[dict[str, st
                 "seeds": str(len(own)) if own["seed"].notna().any() else "-",
                 "utility per slot": _cells(utility, 4),
                 "hit ratio": _cells(hits, 3),
-                "utility vs " + suite.reference: _gain(utility / low_utility),
-                "hit ratio vs " + suite.reference: _gain(hits / low_hits),
+                "utility vs " + suite.reference: _gain(utility, low_utility),
+                "hit ratio vs " + suite.reference: _gain(hits, low_hits),
                 "of " + suite.best: _cells(100 * utility / best, 2) + " %",
                 "of the way": _cells(100 * way, 1) + " %",
             }
@@ -73,6 +75,8 @@ LABELS = {"utility": "utility", "hit_ratio": "hit ratio"}
 def improvements(results: pd.DataFrame, suite: SuiteConfig) -> pd.DataFrame:
     """What the first learner is ahead of each other scheme but the best, in percent of that scheme's mean over seeds.
 
+    Not a number where that mean is not positive.
+
     Returns:
         Columns `scheme`, `place` (the swept value, as a key), `utility` and `hit_ratio`.
     """
@@ -80,7 +84,8 @@ def improvements(results: pd.DataFrame, suite: SuiteConfig) -> pd.DataFrame:
     means = results.groupby(["scheme", "value"], sort=False, dropna=False)[list(LABELS)].mean()
     parts = []
     for scheme in [s for s in dict.fromkeys(results["scheme"]) if s not in (ours, suite.best)]:
-        gain = (100 * (means.loc[ours] / means.loc[scheme] - 1)).reset_index()
+        theirs = means.loc[scheme]
+        gain = (100 * (means.loc[ours] / theirs.where(theirs > 0) - 1)).reset_index()  # of nothing there is no share
         gain.insert(0, "scheme", scheme)
         gain.insert(1, "place", [f"{suite.sweep}={v:g}" if suite.sweep else "" for v in gain.pop("value")])
         parts.append(gain)
@@ -93,8 +98,10 @@ def largest_improvements(results: pd.DataFrame, suite: SuiteConfig) -> list[str]
     for scheme, gain in improvements(results, suite).groupby("scheme", sort=False):
         parts = []
         for key, label in LABELS.items():
-            most = gain.loc[gain[key].idxmax()]
-            parts.append(f"{label} {most[key]:+.2f} %" + (f" at {most['place']}" if most["place"] else ""))
+            known = gain.dropna(subset=[key])
+            if len(known):
+                most = known.loc[known[key].idxmax()]
+                parts.append(f"{label} {most[key]:+.2f} %" + (f" at {most['place']}" if most["place"] else ""))
         ours = next(iter(suite.learners))
         lines.append(f"- {ours} over {scheme}{', at most' if suite.sweep else ''}: {', '.join(parts)}")
     return lines
