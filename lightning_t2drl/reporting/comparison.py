@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from rliable import library, metrics
+from scipy.stats import bootstrap
 
 from lightning_t2drl.config import SuiteConfig
 from lightning_t2drl.reporting.figures import PALETTE, save, style
@@ -123,6 +124,17 @@ def gathered_improvements(directories: list[Path], suite: SuiteConfig) -> list[s
     return [f"Over the sweeps {names}, of {next(iter(suite.learners))} over the schemes that do not learn:", "", *lines]
 
 
+def difference_interval(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of the difference of two means over seeds (scipy, percentiles)."""
+
+    def difference(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
+        return a.mean(axis) - b.mean(axis)
+
+    rng = np.random.default_rng(0)
+    found = bootstrap((ours, theirs), difference, n_resamples=REPETITIONS, method="percentile", rng=rng)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
 def probability_of_improvement(results: pd.DataFrame, suite: SuiteConfig) -> list[str]:
     """For every pair of learners, the probability that a run of one beats one of the other (rliable)."""
     lines = []
@@ -147,10 +159,10 @@ def probability_of_improvement(results: pd.DataFrame, suite: SuiteConfig) -> lis
                 random_state=np.random.RandomState(0),
             )
             low, high = np.asarray(bounds["pair"]).flatten()
-            difference = x.mean() - y.mean()
+            least, most = difference_interval(x.mean(1), y.mean(1))
             lines.append(
                 f"- P({ours} > {theirs}) = {float(np.asarray(point['pair'])):.2f} [{low:.2f}, {high:.2f}]; "
-                f"difference of mean utility {difference:+.4f}"
+                f"difference of mean utility {x.mean() - y.mean():+.4f} [{least:+.4f}, {most:+.4f}]"
             )
     return lines
 

@@ -1,10 +1,17 @@
 """Tables of a suite from made-up results whose answers are known."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from lightning_t2drl.config import LearnerConfig, SuiteConfig
-from lightning_t2drl.reporting.comparison import gathered_improvements, improvements, largest_improvements, summary_rows
+from lightning_t2drl.reporting.comparison import (
+    difference_interval,
+    gathered_improvements,
+    improvements,
+    largest_improvements,
+    summary_rows,
+)
 
 SUITE = SuiteConfig(
     name="made_up",
@@ -51,3 +58,12 @@ def test_gains_over_several_sweeps_are_searched_together(results, tmp_path):
         gains.assign(utility=factor * gains["utility"]).to_csv(tmp_path / name / "gains.csv", index=False)
     lines = gathered_improvements([tmp_path / "users-small", tmp_path / "storage-small"], SUITE)
     assert "- largest gain in utility: +300.00 % over rcars at env.users=5 (paper: up to +37.29 %)" in lines
+
+
+def test_the_interval_of_a_difference_is_as_wide_as_its_standard_error_says():
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.normal(1.0, 0.1, 400), rng.normal(0.7, 0.2, 400)
+    low, high = difference_interval(ours, theirs)
+    error = (ours.var() / 400 + theirs.var() / 400) ** 0.5
+    assert low == pytest.approx(ours.mean() - theirs.mean() - 1.96 * error, abs=0.2 * error)
+    assert high == pytest.approx(ours.mean() - theirs.mean() + 1.96 * error, abs=0.2 * error)
