@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,14 +18,22 @@ from lightning_t2drl.reporting.figures import PALETTE, save, style
 REPETITIONS = 2000
 
 
+def bootstrapped(scores: dict[str, Any], aggregate: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Point and interval estimates of `aggregate` by rliable, which draws from NumPy's global generator."""
+    before = np.random.get_state()
+    np.random.seed(0)
+    try:
+        return library.get_interval_estimates(scores, aggregate, reps=REPETITIONS)
+    finally:
+        np.random.set_state(before)
+
+
 def interval(values: np.ndarray) -> tuple[float, float, float]:
     """Interquartile mean over seeds and its 95 % stratified bootstrap interval (rliable)."""
     if len(values) < 2:
         return float(values.mean()), float("nan"), float("nan")
     scores = {"scheme": values.reshape(-1, 1)}
-    point, bounds = library.get_interval_estimates(
-        scores, lambda x: np.array([metrics.aggregate_iqm(x)]), reps=REPETITIONS, random_state=np.random.RandomState(0)
-    )
+    point, bounds = bootstrapped(scores, lambda x: np.array([metrics.aggregate_iqm(x)]))
     low, high = bounds["scheme"].flatten()
     return float(point["scheme"][0]), float(low), float(high)
 
@@ -152,12 +162,7 @@ def probability_of_improvement(results: pd.DataFrame, suite: SuiteConfig) -> lis
             x, y = (matrix.to_numpy() for matrix in matrices)
             if len(x) < 2:
                 continue
-            point, bounds = library.get_interval_estimates(
-                {"pair": (x, y)},
-                metrics.probability_of_improvement,
-                reps=REPETITIONS,
-                random_state=np.random.RandomState(0),
-            )
+            point, bounds = bootstrapped({"pair": (x, y)}, metrics.probability_of_improvement)
             low, high = np.asarray(bounds["pair"]).flatten()
             least, most = difference_interval(x.mean(1), y.mean(1))
             lines.append(

@@ -9,6 +9,7 @@ from lightning_t2drl.reporting.comparison import (
     difference_interval,
     gathered_improvements,
     improvements,
+    interval,
     largest_improvements,
     summary_rows,
 )
@@ -41,6 +42,15 @@ def test_rows_say_how_far_each_scheme_is(results):
     assert ours["utility vs rcars"] == "+150.00 %" and ours["hit ratio vs rcars"] == "+25.00 %"
     assert ours["of oracle"] == "83.33 [83.33, 83.33] %" and ours["of the way"] == "75.0 [75.0, 75.0] %"
     assert rows["5", "rcars"]["utility vs rcars"] == "+0.00 %"
+
+
+def test_the_same_results_have_the_same_intervals_and_nobody_else_notices():
+    values = np.random.default_rng(0).normal(size=6)
+    np.random.seed(7)
+    expected = np.random.rand()
+    np.random.seed(7)
+    assert interval(values) == interval(values)
+    assert np.random.rand() == expected
 
 
 def test_no_share_of_what_is_not_positive(results):
