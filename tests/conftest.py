@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.survival import differences
 from lightning_t2drl.cli import quiet_libraries, run
 from lightning_t2drl.config import EvaluateConfig, TrainConfig
 from lightning_t2drl.evaluating import run_evaluation
@@ -66,20 +67,6 @@ def run_evaluate():
         return run("evaluate", EvaluateConfig, run_evaluation, arguments)
 
     return go
-
-
-def differences(a, b, path=""):
-    """Where two checkpoints' contents differ, bit for bit."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        keys = [f"{path}/{key}" for key in a.keys() ^ b.keys()]
-        return keys + [d for key in a.keys() & b.keys() for d in differences(a[key], b[key], f"{path}/{key}")]
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        if len(a) != len(b):
-            return [path]
-        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{path}/{i}")]
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return [] if a.dtype == b.dtype and torch.equal(a, b) else [path]
-    return [] if a == b else [path]
 
 
 @pytest.fixture
