@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,15 @@ def _gain(ours: np.ndarray, theirs: np.ndarray) -> str:
     return f"{round(100 * ((ours / theirs).mean() - 1), 2) + 0.0:+.2f} %"  # no sign on what rounds to nothing
 
 
+def loading_costs(results: pd.DataFrame) -> bool:
+    """Whether any run paid for loading models, so that utility less loading is another quantity."""
+    return not np.allclose(results["net_utility"], results["utility_played"])
+
+
 def summary_rows(results: pd.DataFrame, suite: SuiteConfig) -> list[dict[str, str]]:
     """One row per value and scheme: utility, hit ratio, improvements, share of the way to the best."""
     rows = []
-    charged = not np.allclose(results["net_utility"], results["utility_played"])
+    charged = loading_costs(results)
     for value, group in results.groupby("value", dropna=False):
         for scheme, own in group.groupby("scheme", sort=False):
             columns = ("utility", "hit_ratio", "reference_utility", "reference_hit_ratio", "best_utility")
@@ -209,14 +215,15 @@ def write_tables(
 
 
 def draw_comparison(results: pd.DataFrame, suite: SuiteConfig, directory: Path) -> Path:
-    """Utility and hit ratio: bars by scheme, or curves over the swept value."""
+    """Utility, that less the cost of loading where there is any, and hit ratio: bars, or curves over a sweep."""
     style()
-    figure, panels = plt.subplots(1, 2, figsize=(8.5, 3))
+    quantities = {"utility": "utility per slot", "net_utility": "utility less loading", "hit_ratio": "model hit ratio"}
+    if not loading_costs(results):
+        del quantities["net_utility"]
+    figure, panels = plt.subplots(1, len(quantities), figsize=(4.25 * len(quantities), 3))
     schemes = list(dict.fromkeys(results["scheme"]))
-    for axes, (column, label) in zip(
-        panels, (("utility", "utility per slot"), ("hit_ratio", "model hit ratio")), strict=True
-    ):
-        for place, (scheme, color) in enumerate(zip(schemes, PALETTE, strict=False)):
+    for axes, (column, label) in zip(panels, quantities.items(), strict=True):
+        for place, (scheme, color) in enumerate(zip(schemes, cycle(PALETTE), strict=False)):
             own = results[results["scheme"] == scheme]
             if suite.sweep is None:
                 mean, least, most = interval(own[column].to_numpy())
@@ -236,9 +243,14 @@ def draw_comparison(results: pd.DataFrame, suite: SuiteConfig, directory: Path) 
         else:
             axes.set_xlabel(suite.sweep)
             axes.set_ylabel(label)
-    if suite.sweep is not None:
-        panels[1].legend(fontsize=7)
+            if min(values) > 0 and max(values) / min(values) >= 20:
+                axes.set_xscale("log")
     figure.tight_layout()
+    if suite.sweep is not None:
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=min(len(labels), 6)
+        )
     return save(figure, directory / "figure.png")
 
 
@@ -249,7 +261,7 @@ def draw_curves(curves: pd.DataFrame, results: pd.DataFrame, suite: SuiteConfig,
     figure, panels = plt.subplots(1, len(values), figsize=(4.5 * len(values), 3), squeeze=False, sharey=True)
     for axes, value in zip(panels[0], values, strict=True):
         here = curves[curves["value"] == value] if pd.notna(value) else curves
-        for color, (scheme, own) in zip(PALETTE, here.groupby("scheme", sort=False), strict=False):
+        for color, (scheme, own) in zip(cycle(PALETTE), here.groupby("scheme", sort=False), strict=False):
             table = own.pivot_table(index="slots", columns="seed", values="utility")
             axes.plot(table.index, table.mean(axis=1), color=color, label=scheme)
             axes.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=color, alpha=0.2, lw=0)
