@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from benchmarks import decision, drift, environment, frame, growth, replay, report, update
 from benchmarks.budget import BUDGETS, Budget
 from benchmarks.measure import Advance
-from lightning_t2drl.cli import quiet_libraries
+from lightning_t2drl.cli import prepare_process
 from lightning_t2drl.errors import UserError
 
 ITEMS: dict[str, Callable[[Budget, Advance], report.Section]] = {
@@ -71,7 +71,7 @@ def main(arguments: list[str]) -> str:
     parsed = parse(arguments)
     budget = BUDGETS[parsed.budget]
     torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
+    prepare_process()
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description:12}"),
@@ -97,7 +97,6 @@ def _advance(progress: Progress, task: TaskID, done: float) -> None:
 
 
 if __name__ == "__main__":
-    quiet_libraries()
     try:
         page = main(sys.argv[1:])
     except UserError as error:

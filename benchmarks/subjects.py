@@ -29,7 +29,7 @@ from lightning_t2drl.errors import NonFiniteError
 from lightning_t2drl.exporting import run_export
 from lightning_t2drl.gradients import clip_gradients
 from lightning_t2drl.networks.diffusion import linear_betas
-from lightning_t2drl.networks.features import split_state
+from lightning_t2drl.networks.features import network_inputs
 from lightning_t2drl.policy import Policy
 from lightning_t2drl.registry import build
 from lightning_t2drl.replay import PackedReplay
@@ -210,10 +210,10 @@ def plain_fields(batches: list[dict[str, Tensor]], users: int) -> dict[str, Tens
     """The same transitions [rows, width] as code without amending columns sees them: network inputs, raw actions."""
     rows = {name: torch.cat([batch[name].flatten(0, -2) for batch in batches]) for name in batches[0]}
     return {
-        "state": split_state(rows["state"], users)[-1].contiguous(),
+        "state": network_inputs(rows["state"], users).contiguous(),
         "action": 2 * rows["shares"] - 1,
         "reward": rows["reward"],
-        "next_state": split_state(rows["next_state"], users)[-1].contiguous(),
+        "next_state": network_inputs(rows["next_state"], users).contiguous(),
     }
 
 

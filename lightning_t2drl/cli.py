@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_t2drl.config import strict
 from lightning_t2drl.errors import NonFiniteError, UserError
+from lightning_t2drl.kernels import keep_freed_memory
 from lightning_t2drl.system.scenario import CONFIG_ROOT
 
 Job = Callable[[Any, DictConfig, list[str]], Any]
@@ -87,6 +88,7 @@ def prepare_process() -> None:
     """What every process that runs a job needs; a sweep's launcher may have started it."""
     quiet_libraries()
     torch.set_flush_denormal(True)  # denormals slow updates down several times over
+    keep_freed_memory()
 
 
 def quiet_libraries() -> None:

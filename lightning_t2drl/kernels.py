@@ -1,7 +1,9 @@
-"""Which CPU kernels multiply matrices, while networks learn on large batches."""
+"""What makes the CPU fast at large batches: which kernels multiply matrices, and what happens to freed memory."""
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -50,3 +52,20 @@ def onednn_is_exact() -> bool:
     setting.fp32_precision = before
     exact = x.double() @ y.double()
     return bool((product - exact).norm() <= ROUNDING * exact.norm())
+
+
+MALLOPT = {"M_TRIM_THRESHOLD": (-1, 2**30), "M_TOP_PAD": (-2, 2**26), "M_MMAP_THRESHOLD": (-3, 2**25)}  # bytes
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep up to 1 GiB of freed memory for itself, where its C library is glibc.
+
+    By default glibc hands large blocks back to the system as soon as they are freed, and every update asks for them
+    anew, page by page: a third of the time of an update of set networks at 256 transitions.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    library = ctypes.CDLL(None)
+    if hasattr(library, "gnu_get_libc_version"):
+        for option, value in MALLOPT.values():
+            library.mallopt(option, value)

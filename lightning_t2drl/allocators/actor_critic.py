@@ -8,14 +8,15 @@ from typing import Any, ClassVar
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.checks import one_of, within
 from lightning_t2drl.kernels import fast_products
 from lightning_t2drl.networks.diffusion import DiffusionActor, DirectActor
-from lightning_t2drl.networks.features import split_state
+from lightning_t2drl.networks.features import amending_facts
 from lightning_t2drl.networks.heads import HEADS, Head
+from lightning_t2drl.optimizers import adam
 from lightning_t2drl.policy import LEARNING_RATE_SCHEDULES, Metrics, Optimise
 from lightning_t2drl.registry import build, locate
 from lightning_t2drl.system import amend_allocation
@@ -97,8 +98,8 @@ class ActorCriticAllocator(Allocator):
 
     def optimizers_by_name(self) -> dict[str, Optimizer]:
         return {
-            "critic": Adam(self.critics.parameters(), lr=self.config.critic_learning_rate, fused=self.fused_optimizers),
-            "actor": Adam(self.actor.parameters(), lr=self.config.actor_learning_rate, fused=self.fused_optimizers),
+            "critic": adam(self.critics.parameters(), self.config.critic_learning_rate, self.fused_optimizers),
+            "actor": adam(self.actor.parameters(), self.config.actor_learning_rate, self.fused_optimizers),
         }
 
     @property
@@ -123,17 +124,21 @@ class ActorCriticAllocator(Allocator):
 
     def to_shares(self, state: Tensor, output: Tensor) -> Tensor:
         """Feasible shares [*, U, 2] from an actor's output [*, U, 2]."""
-        hit, attached, _, _ = split_state(state, self.scenario.users)
-        return amend_allocation(self.to_raw(state, output), hit, attached)
+        hit, attached, full_share = amending_facts(state, self.scenario.users)
+        return amend_allocation(self.head(self.bounded(output), hit, attached, full_share), hit, attached)
 
     def to_raw(self, state: Tensor, output: Tensor) -> Tensor:
         """The raw allocation [*, U, 2] that an actor's output [*, U, 2] means."""
-        hit, attached, full_share, _ = split_state(state, self.scenario.users)
-        return self.head(output, hit, attached, full_share)
+        return self.head(self.bounded(output), *amending_facts(state, self.scenario.users))
+
+    def bounded(self, output: Tensor) -> Tensor:
+        """An actor's output within [-1, 1], as heads take it."""
+        return output
 
     def value(self, critics: nn.Module, state: Tensor, shares: Tensor) -> Tensor:
         """Lower envelope of the critics' values, [*, 1] or per user [*, U]."""
-        return self.values(critics, state, shares).amin(0)
+        values = self.values(critics, state, shares)
+        return values.amin(0) if len(values) > 1 else values[0]
 
     @staticmethod
     def values(critics: nn.Module, state: Tensor, shares: Tensor) -> Tensor:
@@ -157,7 +162,7 @@ class ActorCriticAllocator(Allocator):
         return fields | ({"next_state": self.features.width} if self.bootstraps else {})
 
     def transition(self, state: Tensor, shares: Tensor, served: TensorDict, next_state: Tensor) -> dict[str, Tensor]:
-        _, attached, _, _ = split_state(state, self.scenario.users)
+        _, attached, _ = amending_facts(state, self.scenario.users)
         utility = served["utility"]
         fields = {
             "state": state,

@@ -54,8 +54,8 @@ class D3PGAllocator(ActorCriticAllocator):
         trunk = build(c.actor, self.scenario, c.denoising_steps, key="allocator.actor")
         return DiffusionActor(trunk, c.denoising_steps, c.schedule, c.beta_min, c.beta_max, c.prediction)
 
-    def to_raw(self, state: Tensor, output: Tensor) -> Tensor:
-        return super().to_raw(state, output.tanh() if self.unbounded else output)
+    def bounded(self, output: Tensor) -> Tensor:
+        return output.tanh() if self.unbounded else output
 
     @property
     def unbounded(self) -> bool:

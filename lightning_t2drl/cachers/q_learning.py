@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 
 from lightning_t2drl.cachers.base import Cacher
 from lightning_t2drl.checks import one_of, within
+from lightning_t2drl.optimizers import adam
 from lightning_t2drl.policy import LEARNING_RATE_SCHEDULES, Metrics, Optimise
 from lightning_t2drl.system.caching import fill_in_order
 from lightning_t2drl.system.scenario import Scenario
@@ -64,7 +65,7 @@ class QLearningCacher(Cacher):
         return fill_in_order(self.scenario, self._uniform(*batch, self.scenario.models))
 
     def optimizers_by_name(self) -> dict[str, Optimizer]:
-        return {"q": Adam(self.network.parameters(), lr=self.config.learning_rate, fused=self.fused_optimizers)}
+        return {"q": adam(self.network.parameters(), self.config.learning_rate, self.fused_optimizers)}
 
     @property
     def epsilon(self) -> float:

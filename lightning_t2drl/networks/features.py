@@ -119,7 +119,12 @@ def amending_columns(scenario: Scenario, request: Tensor, hit: Tensor, attached:
     return [hit, attached, scenario.full_steps[request] / scenario.step_budget]
 
 
-def split_state(state: Tensor, users: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`hit`, `attached` (bool [*, U]), `full_share` [*, U] and the networks' inputs [*, rest]."""
-    hit, attached, full_share, inputs = state.tensor_split((users, 2 * users, 3 * users), -1)
-    return hit > 0.5, attached > 0.5, full_share, inputs
+def amending_facts(state: Tensor, users: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`hit`, `attached` (bool [*, U]) and `full_share` [*, U] back from states [*, S]."""
+    hit, attached = (state[..., : 2 * users] > 0.5).split(users, -1)
+    return hit, attached, state[..., 2 * users : 3 * users]
+
+
+def network_inputs(state: Tensor, users: int) -> Tensor:
+    """What networks see of states [*, S]: [*, rest]."""
+    return state[..., 3 * users :]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.networks.features import FlatFeatures, split_state
+from lightning_t2drl.networks.features import FlatFeatures, network_inputs
 from lightning_t2drl.system.scenario import Scenario
 
 Activation = Callable[[Tensor], Tensor]
@@ -52,11 +52,11 @@ class Tail(nn.Module):
 
 
 def per_step(hidden: Tensor, from_step: Tensor | None) -> tuple[Tensor, ...]:
-    """`hidden` [*, H] plus each row of `from_step` [I, H]; just `hidden` where there is no chain."""
-    if from_step is None:
-        return (hidden,)
-    rows = from_step.view(len(from_step), *[1] * (hidden.ndim - 1), from_step.shape[-1])
-    return (rows + hidden).unbind()
+    """`hidden` [*, H] plus each row of `from_step` [I, H]; just `hidden` where there is no chain.
+
+    One by one: as a single tensor they would be too large for the processor's cache, forward and backward.
+    """
+    return (hidden,) if from_step is None else tuple(hidden + row for row in from_step.unbind())
 
 
 class MLPContext(NamedTuple):
@@ -88,7 +88,7 @@ class MLPTrunk(nn.Module):
 
     def context(self, state: Tensor) -> MLPContext:
         """What a chain needs for states [n, S] and only has to look up once."""
-        hidden = per_step(self.from_state(split_state(state, self.users)[-1]), self.from_step)
+        hidden = per_step(self.from_state(network_inputs(state, self.users)), self.from_step)
         from_action = None if self.from_action is None else self.from_action.weight.t()
         return MLPContext(hidden, from_action, [(layer.bias, layer.weight.t()) for layer in self.tail.layers])  # type: ignore[misc, operator]
 
@@ -118,5 +118,5 @@ class MLPCritic(nn.Module):
 
     def forward(self, state: Tensor, shares: Tensor) -> Tensor:
         """[*, 1] from states [*, S] and shares [*, U, 2]; shares are scaled to mean 1 for an equal split."""
-        inputs = split_state(state, self.users)[-1]
+        inputs = network_inputs(state, self.users)
         return self.tail(self.first(torch.cat((inputs, shares.flatten(-2) * self.users), -1)))

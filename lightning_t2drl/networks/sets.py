@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from lightning_t2drl.networks.features import UserFeatures, split_state
+from lightning_t2drl.networks.features import UserFeatures, network_inputs
 from lightning_t2drl.networks.mlp import activation, per_step
 from lightning_t2drl.system.scenario import Scenario
 
@@ -27,10 +27,9 @@ class SetConfig:
 def user_table(state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Features [*, U, F], attachment weights [*, U, 1] that average over a cell's users, and `full_share` [*, U]."""
     users = state.shape[-1] // (3 + UserFeatures.PER_USER)
-    _, attached, full_share, inputs = split_state(state, users)
-    members = attached.unsqueeze(-1).to(state.dtype)
-    weight = members / members.sum(-2, keepdim=True).clamp_min(1.0)
-    return inputs.unflatten(-1, (users, UserFeatures.PER_USER)), weight, full_share
+    _, attached, full_share = state[..., : 3 * users].split(users, -1)
+    weight = (attached / attached.sum(-1, keepdim=True).clamp_min(1.0)).unsqueeze(-1)
+    return network_inputs(state, users).unflatten(-1, (users, UserFeatures.PER_USER)), weight, full_share
 
 
 class Round(nn.Module):
