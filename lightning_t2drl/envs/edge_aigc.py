@@ -15,6 +15,7 @@ from torchrl.envs import EnvBase
 from lightning_t2drl.errors import NonFiniteError
 from lightning_t2drl.policy import derive_seed
 from lightning_t2drl.system import amend_allocation, amend_cache
+from lightning_t2drl.system.records import record
 from lightning_t2drl.system.scenario import Scenario
 from lightning_t2drl.system.serving import cell_mean, hits, serve
 from lightning_t2drl.system.world import State, advance, draw_noise, initial_state
@@ -243,7 +244,7 @@ class EdgeAIGCEnv(EnvBase):
         return (self._world["slot"] % self.scenario.slots_per_frame == 0).unsqueeze(-1)
 
     def _group(self, content: dict[str, Any]) -> TensorDict:
-        return TensorDict(content, batch_size=(self.batch_size[0], self.scenario.cells), device=self.device)
+        return record(content, (self.batch_size[0], self.scenario.cells), self.device)
 
     # -- exact resume
 

@@ -121,8 +121,8 @@ def amending_columns(scenario: Scenario, request: Tensor, hit: Tensor, attached:
 
 def amending_facts(state: Tensor, users: int) -> tuple[Tensor, Tensor, Tensor]:
     """`hit`, `attached` (bool [*, U]) and `full_share` [*, U] back from states [*, S]."""
-    hit, attached = (state[..., : 2 * users] > 0.5).split(users, -1)
-    return hit, attached, state[..., 2 * users : 3 * users]
+    hit, attached, full_share, _ = state.tensor_split((users, 2 * users, 3 * users), -1)
+    return hit > 0.5, attached > 0.5, full_share
 
 
 def network_inputs(state: Tensor, users: int) -> Tensor:

@@ -27,7 +27,7 @@ class SetConfig:
 def user_table(state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Features [*, U, F], attachment weights [*, U, 1] that average over a cell's users, and `full_share` [*, U]."""
     users = state.shape[-1] // (3 + UserFeatures.PER_USER)
-    _, attached, full_share = state[..., : 3 * users].split(users, -1)
+    attached, full_share = state[..., users : 2 * users], state[..., 2 * users : 3 * users]
     weight = (attached / attached.sum(-1, keepdim=True).clamp_min(1.0)).unsqueeze(-1)
     return network_inputs(state, users).unflatten(-1, (users, UserFeatures.PER_USER)), weight, full_share
 

@@ -43,9 +43,10 @@ def move(
     # A triangle wave of period 4R is the path of a ball between the rim's two ends, however far it would have flown.
     folded = scenario.radius - ((distance + scenario.radius) % (4 * scenario.radius) - 2 * scenario.radius).abs()
     position = torch.where(outside, radial * folded, position)
+    normal = radial * outside  # of the rim, 0 for those inside
 
     def bounce(v: Tensor) -> Tensor:
-        return torch.where(outside, v - 2 * (v * radial).sum(-1, keepdim=True) * radial, v)
+        return v.addcmul((v * normal).sum(-1, keepdim=True), normal, value=-2)
 
     return position, bounce(velocity), bounce(mean_velocity) if scenario.mean_speed else mean_velocity
 
@@ -58,9 +59,9 @@ def path_gain(scenario: Scenario, distance: Tensor) -> Tensor:
 
 def rician_power(rician_factor: float, normal: Tensor) -> Tensor:
     """|h|^2 of unit-mean Rician fading, [*], from standard normal numbers [*, 2] (real, imaginary part)."""
-    scatter = (0.5 / (rician_factor + 1)) ** 0.5
+    real, imaginary = (normal * (0.5 / (rician_factor + 1)) ** 0.5).unbind(-1)
     line_of_sight = (rician_factor / (rician_factor + 1)) ** 0.5
-    return (line_of_sight + scatter * normal[..., 0]) ** 2 + (scatter * normal[..., 1]) ** 2
+    return (real + line_of_sight).square_().addcmul_(imaginary, imaginary)
 
 
 def spectral_efficiency(scenario: Scenario, gain: Tensor) -> tuple[Tensor, Tensor]:

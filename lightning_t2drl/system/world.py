@@ -49,8 +49,7 @@ def split_noise(scenario: Scenario, uniform: Tensor) -> Noise:
 def normal_pairs(uniform: Tensor, other: Tensor) -> Tensor:
     """Pairs of independent standard normal numbers [*, 2] from uniform ones [*] (Box and Muller)."""
     radius = torch.log1p(-uniform).mul_(-2).sqrt_()
-    angle = other * (2 * math.pi)
-    return torch.stack((radius * angle.cos(), radius * angle.sin()), -1)
+    return torch.view_as_real(torch.polar(radius, other * (2 * math.pi)))
 
 
 def initial_state(scenario: Scenario, envs: int, generator: torch.Generator) -> State:
