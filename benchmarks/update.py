@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.budget import Budget
 from benchmarks.measure import Advance, Job, interleave, share_of, table
@@ -49,6 +52,31 @@ def _plain_job(fields: dict[str, Tensor], batch_size: int, activation: type[nn.M
     return lambda: plain.update(replay.sample(batch_size))
 
 
+class _Products(TorchDispatchMode):
+    """Notes all matrix products that are computed inside, with their factors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple[Any, ...]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+            self.calls.append((func, tuple(arg.detach() for arg in args)))
+        return func(*args, **(kwargs or {}))
+
+
+def products_of(job: Job) -> Job:
+    """Nothing but the matrix products of one call of `job`: what no way of calling them can do without."""
+    with _Products() as noted:
+        job()
+
+    def products() -> None:
+        for multiply, factors in noted.calls:
+            multiply(*factors)
+
+    return products
+
+
 def _with_same_kernels(job: Job, batch_size: int) -> Job:
     """A peer's update with the matrix kernels that the project switches to for large batches."""
 
@@ -79,6 +107,10 @@ def run(budget: Budget, advance: Advance) -> Section:
             policy = allocator("d3pg", scenario, *mlp_shape(activation))
             job = compiled_job(policy, filled_replay(policy, flat), batch_size)
             contenders[f"D3PG, {ACTIVATIONS[activation]}, compiled"] = job
+        policy = allocator("d3pg", scenario, *mlp_shape("relu"))
+        products = products_of(update_job(policy, filled_replay(policy, flat), batch_size))
+        contenders["the matrix products of D3PG alone"] = products
+        contenders[f"the matrix products of D3PG alone{SAME_KERNELS}"] = _with_same_kernels(products, batch_size)
         if budget.compiled:
             policy = allocator("d3pg_set", scenario)
             contenders["allocator=d3pg_set, compiled"] = compiled_job(policy, filled_replay(policy, sets), batch_size)
@@ -105,6 +137,8 @@ def run(budget: Budget, advance: Advance) -> Section:
             "For large batches the project multiplies matrices by other kernels than PyTorch's default (oneDNN instead "
             "of MKL). Rows named 'the project's matrix kernels' switch a peer to the same: what is left between one "
             "of these and the project with the same activation is what the code itself saves.",
+            "The matrix products alone are those of one update of D3PG with ReLU, on its own tensors: with them the "
+            "actor's chain alone costs more arithmetic than all of DDPG, whatever surrounds it.",
             "The project's updates also check that losses are finite and clip gradients, which the plain one and "
             "Stable-Baselines3 do not.",
             "allocator=d3pg_set and ddpg_set: two critics, set networks, discount 0 (no targets), as configured; the "
