@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import hydra
@@ -141,6 +143,11 @@ def sweep(config_name: str, schema: type, job: Job, arguments: list[str]) -> Non
         sys.argv = before
 
 
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End by way of `finally`: at once, a launcher's workers would stay behind and go on with what is queued."""
+    raise SystemExit(128 + number)
+
+
 def _hydra_main(config_name: str, schema: type, job: Job) -> None:
     """Sweeps and Hydra's own flags. A sweep runs all its jobs, then fails with the first error one of them met."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach `entry_point`, which puts them into one line, as they are
@@ -150,4 +157,8 @@ def _hydra_main(config_name: str, schema: type, job: Job) -> None:
         prepare_process()
         job(strict(schema, raw), raw, list(HydraConfig.get().overrides.task))
 
-    main()
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        main()
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -60,8 +60,9 @@ MALLOPT = {"M_TRIM_THRESHOLD": (-1, 2**30), "M_TOP_PAD": (-2, 2**26), "M_MMAP_TH
 def keep_freed_memory() -> None:
     """Let this process keep up to 1 GiB of freed memory for itself, where its C library is glibc.
 
-    By default glibc hands large blocks back to the system as soon as they are freed, and every update asks for them
-    anew, page by page: a third of the time of an update of set networks at 256 transitions.
+    By default glibc may hand large blocks back to the system as soon as they are freed, and the next update asks for
+    them anew, page by page. How often depends on all that the process allocated before: it takes up to a quarter of
+    the time of an update of set networks at 256 transitions, and some percent of a whole training run.
     """
     if not sys.platform.startswith("linux"):
         return

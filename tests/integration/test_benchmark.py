@@ -1,5 +1,10 @@
 """benchmark.py for real, tiny: tables, figures, and nothing is run twice."""
 
+import signal
+import subprocess
+import sys
+import time
+
 import pandas as pd
 import pytest
 
@@ -30,6 +35,19 @@ def test_a_sweep_is_tabulated_drawn_and_not_repeated(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmarking, "sweep", lambda *arguments: pytest.fail(f"{arguments} ran again"))
     again = bench(tmp_path, *arguments, *less)
     pd.testing.assert_frame_equal(results, again)
+
+
+def test_terminating_it_ends_its_workers_too(tmp_path):
+    paths = [f"output_dir={tmp_path / 'out'}", f"work_dir={tmp_path / 'work'}"]
+    endless = ["suite=headline", "suite.gather=[]", "suite.seeds_small=4", "suite.frames_small=1000000", "workers=1"]
+    command = [sys.executable, str(CONFIG_ROOT.parent / "benchmark.py"), *endless, *paths]
+    suite = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not list(tmp_path.glob("work/*/config.yaml")):
+        assert suite.poll() is None
+        time.sleep(0.1)
+    suite.send_signal(signal.SIGTERM)
+    suite.communicate(timeout=60)  # a worker that went on would hold the pipes
+    assert suite.returncode == 128 + signal.SIGTERM
 
 
 def test_a_job_that_cannot_be_is_named(tmp_path):
