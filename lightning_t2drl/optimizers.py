@@ -1,4 +1,4 @@
-"""Adam with little around its kernel: in updates of this size what surrounds a step takes longer than the step."""
+"""Adam with little around its kernel, which matters for networks as small as these."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.optim import Adam
 
 
 class FusedAdam(Adam):
-    """`torch.optim.Adam(..., fused=True)`: the same arithmetic, state and checkpoints, with half the time per step.
+    """`torch.optim.Adam(..., fused=True)`: the same arithmetic, state and checkpoints, with less around them.
 
     PyTorch's own step looks its parameters' devices, types and options up anew every time. Here all of them are on
     one device, and only the options of `__init__` exist. Arguments as for `torch.optim.Adam`.

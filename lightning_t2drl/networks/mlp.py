@@ -52,10 +52,7 @@ class Tail(nn.Module):
 
 
 def per_step(hidden: Tensor, from_step: Tensor | None) -> tuple[Tensor, ...]:
-    """`hidden` [*, H] plus each row of `from_step` [I, H]; just `hidden` where there is no chain.
-
-    One by one: as a single tensor they would be too large for the processor's cache, forward and backward.
-    """
+    """`hidden` [*, H] plus each row of `from_step` [I, H]; just `hidden` where there is no chain."""
     return (hidden,) if from_step is None else tuple(hidden + row for row in from_step.unbind())
 
 
