@@ -1,4 +1,4 @@
-"""An allocator's gradient update as one compiled graph: for long runs, where some minutes of compiling pay back."""
+"""An allocator's gradient update as one compiled graph: for long runs, where half a minute of compiling pays back."""
 
 from __future__ import annotations
 
