@@ -79,6 +79,8 @@ def main(arguments: list[str]) -> str:
         TextColumn("{task.percentage:3.0f} %"),
         TimeElapsedColumn(),
     )
+    command = shlex.join(["python", "-m", "benchmarks", *arguments])
+    provenance = report.provenance(command, budget.name)  # before anything is written: that would make the tree dirty
     sections = {}
     with Progress(*columns, console=console, refresh_per_second=1) as progress:
         tasks = {name: progress.add_task(name, total=1.0, start=False) for name in ITEMS if name in parsed.only}
@@ -86,10 +88,9 @@ def main(arguments: list[str]) -> str:
             progress.start_task(task)
             sections[name] = ITEMS[name](budget, functools.partial(_advance, progress, task))
             _advance(progress, task, 1.0)
-    command = shlex.join(["python", "-m", "benchmarks", *arguments])
     if "growth" in sections:
         growth.draw(sections["growth"], parsed.output)
-    return report.write(parsed.output, report.provenance(command, budget.name), sections)
+    return report.write(parsed.output, provenance, sections)
 
 
 def _advance(progress: Progress, task: TaskID, done: float) -> None:

@@ -137,8 +137,8 @@ def run(budget: Budget, advance: Advance) -> Section:
             "For large batches the project multiplies matrices by other kernels than PyTorch's default (oneDNN instead "
             "of MKL). Rows named 'the project's matrix kernels' switch a peer to the same: what is left between one "
             "of these and the project with the same activation is what the code itself saves.",
-            "The matrix products alone are those of one update of D3PG with ReLU, on its own tensors: with them the "
-            "actor's chain alone costs more arithmetic than all of DDPG, whatever surrounds it.",
+            "The matrix products alone are those of one update of D3PG with ReLU, on its own tensors: the floor under "
+            "its update, whatever is done about the rest.",
             "The project's updates also check that losses are finite and clip gradients, which the plain one and "
             "Stable-Baselines3 do not.",
             "allocator=d3pg_set and ddpg_set: two critics, set networks, discount 0 (no targets), as configured; the "
