@@ -2,141 +2,189 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import islice
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import Optimizer
 
 from lightning_t2drl.allocators.actor_critic import ActorCriticAllocator
 from lightning_t2drl.kernels import fast_products
 from lightning_t2drl.policy import Metrics
 
-Moments = tuple[list[Tensor], list[Tensor]]  # Adam's exp_avg and exp_avg_sq by parameter
+Step = Callable[..., Sequence[Tensor]]
+Backend = Callable[[fx.GraphModule, list[Tensor]], Step]
+
+ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")
 
 
-class _Loss(nn.Module):
-    """One of the allocator's losses as a module, so that it can be called with parameters of one's choice."""
+def inductor(graph: fx.GraphModule, inputs: list[Tensor]) -> Step:
+    """The graph as machine code."""
+    import torch._inductor  # takes a second, and few runs need it
 
-    def __init__(self, allocator: ActorCriticAllocator, name: str) -> None:
+    options: dict[str, Any] = {}
+    if inputs[0].device.type == "cpu":
+        from lightning_t2drl.narrow_products import NarrowProducts
+
+        # Calls between kernels in C++ too: faster, and one file compiles in a third of the time that many files take.
+        options = {"cpp_wrapper": True, "post_grad_custom_pre_pass": NarrowProducts()}
+    return torch._inductor.compile(graph, [*inputs], options)
+
+
+class _With(nn.Module):
+    """Calls a function while tensors of the allocator are replaced, see `functional_call`."""
+
+    def __init__(self, allocator: ActorCriticAllocator) -> None:
         super().__init__()
         self.allocator = allocator
-        self.loss_name = name
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return getattr(self.allocator, self.loss_name)(*inputs)
+    def forward(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        return function(*inputs)
 
 
 class CompiledUpdate:
     """`ActorCriticAllocator.update` with backward, clipping, Adam and targets in one graph, equal up to rounding.
 
-    Parameters and Adam's moments are those of the allocator and its optimizers, changed in place, so that everything
-    else, checkpoints too, is as without compiling. Nothing is changed where compiling fails.
+    The graph takes all it reads and changes as inputs, and is traced once for each number of rows. Parameters and
+    Adam's state are those of the allocator and its optimizers, changed in place, so that everything else, checkpoints
+    too, is as without compiling. Nothing is changed where compiling fails.
 
     Args:
         allocator: whose losses are minimised.
         optimizers: its `critic` and `actor` optimizers, both plain Adam.
         clip: largest norm of one optimizer's gradient; 0 for none.
-        backend: of `torch.compile`.
+        backend: what makes a step of a graph.
     """
 
-    # Calls between kernels in C++ too: faster, and one file takes a third of the time to compile that many files take.
-    OPTIONS: ClassVar[dict[str, Any]] = {"cpp_wrapper": True}
+    MODULES: ClassVar[dict[str, str]] = {"critic": "critics", "actor": "actor"}  # by optimizer
 
     def __init__(
         self,
         allocator: ActorCriticAllocator,
         optimizers: dict[str, Optimizer],
         clip: float,
-        backend: Any = "inductor",
+        backend: Backend = inductor,
     ) -> None:
         self.allocator = allocator
         self.optimizers = optimizers
         self.clip = clip
-        self.modules = {"critic": allocator.critics, "actor": allocator.actor}
-        self.prefixes = {"critic": "allocator.critics.", "actor": "allocator.actor."}
-        self.losses = {name: _Loss(allocator, f"{name}_loss") for name in self.modules}
-        self.ran = False  # whether it has been compiled
-        options = self.OPTIONS if backend == "inductor" and allocator.device.type == "cpu" else None
-        self._step = torch.compile(self._whole_update, fullgraph=True, dynamic=False, backend=backend, options=options)
+        self.backend = backend
+        self._with = _With(allocator)
+        named = dict(self._with.named_parameters())
+        self._names, self._tensors = list(named), list(named.values())
+        self._parameters = {name: list(getattr(allocator, part).parameters()) for name, part in self.MODULES.items()}
+        self._draws = 2 if allocator.bootstraps else 1
+        self._steps: dict[int, Step] = {}  # by number of rows
+
+    @property
+    def ran(self) -> bool:
+        """Whether a graph has been compiled."""
+        return bool(self._steps)
 
     def __call__(self, batch: dict[str, Tensor]) -> Metrics:
         """One update on a batch of transitions [b, width] by field."""
-        allocator, rows = self.allocator, len(batch["state"])
-        noise = [allocator.draw_noise((rows,)) for _ in range(2 if allocator.bootstraps else 1)]
-        rates = {name: torch.tensor(self.optimizers[name].param_groups[0]["lr"]) for name in self.modules}
-        adam_state = {name: self._adam_state(name) for name in self.modules}
-        moments = {name: kept for name, (kept, _) in adam_state.items()}
-        steps = {name: counters[0] + 1 for name, (_, counters) in adam_state.items()}
+        rows = len(batch["state"])
+        noise = [self.allocator.draw_noise((rows,)) for _ in range(self._draws)]
+        adam_state = [self._adam_state(name) for name in self.MODULES]
+        corrections = [
+            self._corrections(name, steps[0]) for name, (*_, steps) in zip(self.MODULES, adam_state, strict=True)
+        ]
+        moments = [tensor for lists in adam_state for tensors in lists for tensor in tensors]
+        inputs = [*batch.values(), *noise, *corrections, *self._tensors, *moments]
         with fast_products(rows), torch.no_grad():
-            critic_loss, actor_loss = self._step(batch, noise, rates, moments, steps)
-        for _, counters in adam_state.values():
-            torch._foreach_add_(counters, 1)
-        self.ran = True
+            if rows not in self._steps:
+                self._steps[rows] = self._compile(list(batch), inputs)
+            critic_loss, actor_loss = self._steps[rows](*inputs)
         return {"critic_loss": critic_loss, "actor_loss": actor_loss}
 
-    def _adam_state(self, name: str) -> tuple[Moments, list[Tensor]]:
-        """Adam's moments and counters of steps, made as Adam makes them where there are none yet."""
-        optimizer, parameters = self.optimizers[name], list(self.modules[name].parameters())
+    def _adam_state(self, name: str) -> tuple[list[Tensor], ...]:
+        """Adam's moments and counters of steps by parameter, made as Adam makes them where there are none yet."""
+        states, parameters = self.optimizers[name].state, self._parameters[name]
         for p in parameters:
-            if not optimizer.state[p]:
-                zeros: dict[str, Any] = {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
-                optimizer.state[p] = {"step": torch.zeros((), device=p.device), **zeros}
-        exp_avg, exp_avg_sq, step = (
-            [optimizer.state[p][key] for p in parameters] for key in ("exp_avg", "exp_avg_sq", "step")
-        )
-        return (exp_avg, exp_avg_sq), step
+            if not states[p]:
+                zeros = {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
+                states[p] = {"step": torch.zeros((), device=p.device), **zeros}
+        own = [states[p] for p in parameters]
+        return tuple([state[key] for state in own] for key in ADAM_STATE)
 
-    def _whole_update(
-        self,
-        batch: dict[str, Tensor],
-        noise: list[Tensor],
-        rates: dict[str, Tensor],
-        moments: dict[str, Moments],
-        steps: dict[str, Tensor],
+    def _corrections(self, name: str, steps: Tensor) -> Tensor:
+        """Adam's step size and the divisor of its root for the coming step, both corrected for the moments' start."""
+        group, step = self.optimizers[name].param_groups[0], steps.item() + 1
+        first, second = group["betas"]
+        size, root = group["lr"] / (1 - first**step), (1 - second**step) ** 0.5
+        return torch.tensor([size, root], device=self.allocator.device)
+
+    def _compile(self, fields: list[str], inputs: list[Tensor]) -> Step:
+        """The whole update as a step of these inputs."""
+
+        def update(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+            values = iter(inputs)
+            batch = _take(values, fields)
+            noise = list(islice(values, self._draws))
+            corrections = _take(values, self.MODULES)
+            tensors = _take(values, self._names)
+            return functional_call(self._with, tensors, (self._update, batch, noise, corrections, values))
+
+        # Tracing computes the update as well: on copies.
+        copies = [tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in inputs]
+        graph = make_fx(update)(*copies)
+        for node in graph.graph.nodes:
+            node.meta.clear()  # each tensor was noted in a world of its own, which compilers do not take
+        return self.backend(graph, inputs)
+
+    def _update(
+        self, batch: dict[str, Tensor], noise: list[Tensor], corrections: dict[str, Tensor], moments: Iterator[Tensor]
     ) -> tuple[Tensor, Tensor]:
         allocator = self.allocator
         state, target = batch["state"], batch["reward"]
         if allocator.bootstraps:
             target = allocator.target(target, batch["next_state"], noise[0])
         shares = batch["shares"].unflatten(-1, (-1, 2))
-        adam_state = {name: (moments[name], rates[name], steps[name]) for name in self.modules}
-        critic_loss = self._minimise("critic", (state, shares, target), *adam_state["critic"])
-        actor_loss = self._minimise("actor", (state, noise[-1]), *adam_state["actor"])
-        allocator.update_targets()
-        return critic_loss, actor_loss
+        with torch.enable_grad():
+            critic_loss = allocator.critic_loss(state, shares, target)
+        self._minimise("critic", critic_loss, corrections["critic"], moments)
+        with torch.enable_grad():
+            actor_loss = allocator.actor_loss(state, noise[-1])
+        self._minimise("actor", actor_loss, corrections["actor"], moments)
+        for follower, followed in allocator.followers():
+            follower.lerp_(followed, allocator.config.target_rate)
+        return critic_loss.detach(), actor_loss.detach()
 
-    def _minimise(self, name: str, inputs: tuple[Tensor, ...], moments: Moments, rate: Tensor, step: Tensor) -> Tensor:
-        named = self.modules[name].named_parameters()
-        parameters: dict[str, Tensor] = {self.prefixes[name] + key: p for key, p in named}
-
-        def loss(values: dict[str, Tensor]) -> Tensor:
-            return functional_call(self.losses[name], values, inputs)
-
-        gradients, value = grad_and_value(loss)(parameters)
-        ordered = [gradients[key] for key in parameters]
+    def _minimise(self, name: str, loss: Tensor, corrections: Tensor, moments: Iterator[Tensor]) -> None:
+        parameters = list(getattr(self.allocator, self.MODULES[name]).parameters())
+        gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)  # zeros where one is not used
         if self.clip:
-            norm = torch.stack([g.square().sum() for g in ordered]).sum().sqrt()
-            ordered = [g * (self.clip / (norm + 1e-6)).clamp_max(1.0) for g in ordered]
+            norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+            factor = (self.clip / (norm + 1e-6)).clamp_max(1.0)
+            gradients = tuple(g * factor for g in gradients)
+        means, squares, steps = (list(islice(moments, len(parameters))) for _ in ADAM_STATE)
         group = self.optimizers[name].param_groups[0]
-        adam(list(parameters.values()), ordered, moments, rate, step, group["betas"], group["eps"])
-        return value
+        adam(parameters, gradients, means, squares, corrections, group["betas"], group["eps"])
+        for step in steps:
+            step.add_(1)
+
+
+def _take(values: Iterator[Tensor], names: Collection[str]) -> dict[str, Tensor]:
+    """The next of `values`, by name."""
+    return dict(zip(names, islice(values, len(names)), strict=True))
 
 
 def adam(
     parameters: list[Tensor],
-    gradients: list[Tensor],
-    moments: Moments,
-    rate: Tensor,
-    step: Tensor,
+    gradients: Sequence[Tensor],
+    means: list[Tensor],
+    squares: list[Tensor],
+    corrections: Tensor,
     betas: tuple[float, float],
     epsilon: float,
 ) -> None:
-    """The `step`-th step of `torch.optim.Adam` without its extras, in place."""
-    first, second = betas
-    size, root = rate / (1 - first**step), (1 - second**step).sqrt()
-    for p, g, mean, square in zip(parameters, gradients, *moments, strict=True):
+    """A step of `torch.optim.Adam` without its extras, in place; `corrections` as by `CompiledUpdate`."""
+    (first, second), (size, root) = betas, corrections.unbind()
+    for p, g, mean, square in zip(parameters, gradients, means, squares, strict=True):
         mean.lerp_(g, 1 - first)
         square.mul_(second).addcmul_(g, g, value=1 - second)
         p.sub_(size * mean / (square.sqrt() / root + epsilon))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -71,8 +72,7 @@ class ActorCriticAllocator(Allocator):
             self.target_actor.load_state_dict(self.actor.state_dict())
             self.target_critics.load_state_dict(self.critics.state_dict())
             # Listed once: walking through the modules in every update takes longer than the update of the targets.
-            self._followed: list[Tensor] = [*self.actor.parameters(), *self.critics.parameters()]
-            self._followers: list[Tensor] = [*self.target_actor.parameters(), *self.target_critics.parameters()]
+            self._followers, self._followed = (list(tensors) for tensors in zip(*self.followers(), strict=True))
 
     def _check(self) -> None:
         c = self.config
@@ -135,15 +135,16 @@ class ActorCriticAllocator(Allocator):
         """An actor's output within [-1, 1], as heads take it."""
         return output
 
-    def value(self, critics: nn.Module, state: Tensor, shares: Tensor) -> Tensor:
+    def value(self, critics: nn.ModuleList, state: Tensor, shares: Tensor) -> Tensor:
         """Lower envelope of the critics' values, [*, 1] or per user [*, U]."""
         values = self.values(critics, state, shares)
-        return values.amin(0) if len(values) > 1 else values[0]
+        return values if len(critics) == 1 else values.amin(0)
 
     @staticmethod
-    def values(critics: nn.Module, state: Tensor, shares: Tensor) -> Tensor:
-        """Each critic's values, [critics, *, 1 or U], in float32."""
-        return torch.stack([critic(state, shares) for critic in critics]).float()  # type: ignore[attr-defined]
+    def values(critics: nn.ModuleList, state: Tensor, shares: Tensor) -> Tensor:
+        """Each critic's values, [critics, *, 1 or U], or just [*, 1 or U] where there is one; in float32."""
+        values = [critic(state, shares).float() for critic in critics]
+        return values[0] if len(values) == 1 else torch.stack(values)
 
     @torch.no_grad()
     def act(self, state: Tensor, explore: bool = False) -> Tensor:
@@ -197,11 +198,17 @@ class ActorCriticAllocator(Allocator):
     def critic_loss(self, state: Tensor, shares: Tensor, target: Tensor) -> Tensor:
         """Mean squared TD error, summed over the critics."""
         errors = self.values(self.critics, state, shares) - target
-        return errors.square().mean() * len(errors)
+        return errors.square().mean() * len(self.critics)
 
     def actor_loss(self, state: Tensor, noise: Tensor) -> Tensor:
         """The negated value of what the actor does: its gradient is the deterministic policy gradient."""
         return -self.value(self.critics, state, self.shares(self.actor, state, noise)).mean()
+
+    def followers(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each target's parameters beside those they follow; nothing where there are no targets."""
+        if self.bootstraps:
+            yield from zip(self.target_actor.parameters(), self.actor.parameters(), strict=True)
+            yield from zip(self.target_critics.parameters(), self.critics.parameters(), strict=True)
 
     @torch.no_grad()
     def update_targets(self) -> None:

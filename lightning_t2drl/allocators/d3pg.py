@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softshrink
+from torch.nn.functional import mse_loss
 
 from lightning_t2drl.allocators.actor_critic import ActorCriticAllocator, ActorCriticConfig
 from lightning_t2drl.checks import one_of, within
@@ -77,5 +77,6 @@ class D3PGAllocator(ActorCriticAllocator):
         output = self.actor(state, noise).float()
         loss = -self.value(self.critics, state, self.to_shares(state, output)).mean()
         if self.unbounded:
-            loss = loss + self.config.saturation_penalty * softshrink(output, 1.0).square().mean()
+            # What is left within [-1, 1] has no gradient anyway.
+            loss = loss + self.config.saturation_penalty * mse_loss(output, output.detach().clamp(-1.0, 1.0))
         return loss
