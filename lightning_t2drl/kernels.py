@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
-# Below this many rows per product, what oneDNN takes to look a kernel up is more than its kernels save.
+# Below so many rows in a batch, or multiplications in a product, what oneDNN takes to look a kernel up is more than its
+# kernels save.
 WORTHWHILE_ROWS = 64
+WORTHWHILE_PRODUCT = 700_000
 ROUNDING = 1e-6  # relative; bfloat16 products would be off by 1e-3
 
 
@@ -26,16 +30,53 @@ def fast_products(rows: int) -> Iterator[None]:
     Args:
         rows: of the matrices that are going to be multiplied.
     """
-    setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    if rows < WORTHWHILE_ROWS or not onednn_is_exact():
+    if rows < WORTHWHILE_ROWS or _without is not None or not onednn_is_exact():
         yield
-        return
-    before = setting.fp32_precision
-    setting.fp32_precision = "bf16"
+    else:
+        with _onednn():
+            yield
+
+
+_setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+_without: str | None = None  # what the setting is without oneDNN, while it is with oneDNN
+
+
+@contextmanager
+def _onednn() -> Iterator[None]:
+    global _without
+    _without = _setting.fp32_precision
+    _setting.fp32_precision = "bf16"
     try:
         yield
     finally:
-        setting.fp32_precision = before
+        _setting.fp32_precision, _without = _without, None
+
+
+def mm(a: Tensor, b: Tensor) -> Tensor:
+    """`torch.mm`, [n, k] @ [k, m]; inside `fast_products` too, a small one is left to MKL."""
+    return _multiply(torch.mm, a.numel() * b.shape[1], a, b)
+
+
+def addmm(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """`torch.addmm`, `mm` plus [m] or [n, m]."""
+    return _multiply(torch.addmm, a.numel() * b.shape[1], bias, a, b)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear`; for one output without MKL and oneDNN, which take twice as long for a vector."""
+    if len(weight) == 1 and bias is not None:
+        return (x * weight).sum(-1, keepdim=True) + bias
+    return _multiply(F.linear, x.numel() * len(weight), x, weight, bias)
+
+
+def _multiply(product: Callable[..., Tensor], multiplications: int, *factors: Tensor | None) -> Tensor:
+    if _without is None or multiplications > WORTHWHILE_PRODUCT:
+        return product(*factors)
+    _setting.fp32_precision = _without
+    try:
+        return product(*factors)
+    finally:
+        _setting.fp32_precision = "bf16"
 
 
 @cache
@@ -45,11 +86,8 @@ def onednn_is_exact() -> bool:
         return False
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(256, 256, generator=generator) for _ in range(2))
-    setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = setting.fp32_precision
-    setting.fp32_precision = "bf16"
-    product = x @ y
-    setting.fp32_precision = before
+    with _onednn():
+        product = x @ y
     exact = x.double() @ y.double()
     return bool((product - exact).norm() <= ROUNDING * exact.norm())
 

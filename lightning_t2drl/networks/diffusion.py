@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -9,7 +10,10 @@ from torch import Tensor, nn
 
 
 class Trunk(Protocol):
-    """What a denoiser or plain actor network offers: the swap-in point for an architecture of one's own."""
+    """What a denoiser or plain actor network offers: the swap-in point for an architecture of one's own.
+
+    It may also have a `chain(state, x, added, coefficients)`, a `reverse_chain` that is faster to differentiate.
+    """
 
     def context(self, state: Tensor) -> Any:
         """What the states [n, S] contribute, evaluated once per chain."""
@@ -52,6 +56,28 @@ def posterior_coefficients(betas: Tensor, prediction: str) -> list[tuple[float, 
     return list(zip(on_x.tolist(), on_prediction.tolist(), noise.tolist(), strict=True))
 
 
+def reverse_chain(
+    denoise: Callable[[Tensor, int], Tensor],
+    x: Tensor,
+    added: Sequence[Tensor],
+    coefficients: list[tuple[float, float]],
+) -> Tensor:
+    """x_0 from x_I: x_{i-1} = c_x x_i + c_p denoise(x_i, i - 1) + what is added after step i, for i = I..1.
+
+    Args:
+        denoise: the prediction for a noisy action, and the step counted from 0.
+        x: x_I of any shape.
+        added: noise for the steps I..2, scaled.
+        coefficients: (c_x, c_p) of the steps 1..I.
+    """
+    steps = len(coefficients)
+    for i in range(steps, 0, -1):
+        on_x, on_prediction = coefficients[i - 1]
+        kept = added[steps - i].add(x, alpha=on_x) if i > 1 else x * on_x
+        x = kept.add(denoise(x, i - 1), alpha=on_prediction)
+    return x
+
+
 class DiffusionActor(nn.Module):
     """x_I ~ N(0, I) denoised in I steps to an action, trained end to end by the critic's gradient.
 
@@ -87,15 +113,15 @@ class DiffusionActor(nn.Module):
         """
         trunk: Trunk = self.trunk  # type: ignore[assignment]
         shape = noise.shape[1:]
-        context = trunk.context(state.flatten(0, -2))
-        noise = noise.flatten(1, -3)
+        state, noise = state.flatten(0, -2), noise.flatten(1, -3)
         x, added = noise[0], (noise[1:] * self.spread).unbind()
-        denoise = trunk.forward  # calling the module itself costs as much as a small layer
-        for i in range(self.steps, 0, -1):
-            on_x, on_prediction = self.coefficients[i - 1]
-            kept = added[self.steps - i].add(x, alpha=on_x) if i > 1 else x * on_x
-            x = kept.add(denoise(context, x, i - 1), alpha=on_prediction)
-        return x.view(shape)
+        if torch.is_grad_enabled() and hasattr(trunk, "chain") and not torch.is_autocast_enabled(x.device.type):
+            return trunk.chain(state, x, added, self.coefficients).view(shape)
+        context, network = (
+            trunk.context(state),
+            trunk.forward,
+        )  # calling the module itself costs as much as a small layer
+        return reverse_chain(lambda x, step: network(context, x, step), x, added, self.coefficients).view(shape)
 
 
 class DirectActor(nn.Module):

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from lightning_t2drl.errors import UserError
+from lightning_t2drl.kernels import addmm, linear
+from lightning_t2drl.networks.activations import activation
 from lightning_t2drl.networks.features import FlatFeatures, network_inputs
+from lightning_t2drl.networks.mlp_chain import MLPChain
 from lightning_t2drl.system.scenario import Scenario
-
-Activation = Callable[[Tensor], Tensor]
-ACTIVATIONS: dict[str, Activation] = {"mish": F.mish, "silu": F.silu, "relu": torch.relu, "gelu": F.gelu}
-
-
-def activation(name: str) -> Activation:
-    if name not in ACTIVATIONS:
-        raise UserError(f"activation: {name!r} is none of {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]
 
 
 @dataclass
@@ -40,14 +32,15 @@ class Tail(nn.Module):
 
     def __init__(self, hidden: int, layers: int, outputs: int, activation_name: str) -> None:
         super().__init__()
+        self.activation_name = activation_name
         self.activation = activation(activation_name)
         widths = [hidden] * layers + [outputs]
         self.layers = nn.ModuleList(nn.Linear(inputs, outs) for inputs, outs in pairwise(widths))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[*, outputs] from [*, hidden]."""
-        for layer in self.layers:  # one state's decision is bound by calls, so there is none that need not be
-            hidden = F.linear(self.activation(hidden), layer.weight, layer.bias)  # type: ignore[arg-type]
+        for layer in self.layers:
+            hidden = linear(self.activation(hidden), layer.weight, layer.bias)  # type: ignore[arg-type]
         return hidden
 
 
@@ -93,11 +86,22 @@ class MLPTrunk(nn.Module):
         """Tanh output [n, U, 2]; `x` [n, U, 2] is the noisy action, `step` counts from 0."""
         hidden = context.hidden[step]
         if x is not None and context.from_action is not None:
-            hidden = torch.addmm(hidden, x.flatten(1), context.from_action)
+            hidden = addmm(hidden, x.flatten(1), context.from_action)
         activate = self.tail.activation
         for bias, weight in context.layers:
-            hidden = torch.addmm(bias, activate(hidden), weight)
+            hidden = addmm(bias, activate(hidden), weight)
         return hidden.tanh().view(-1, self.users, 2)
+
+    def chain(
+        self, state: Tensor, x: Tensor, added: Sequence[Tensor], coefficients: list[tuple[float, float]]
+    ) -> Tensor:
+        """x_0 [n, U, 2] from x_I, see `reverse_chain`; for learning."""
+        assert self.from_step is not None and self.from_action is not None
+        hidden = self.from_state(network_inputs(state, self.users)) + self.from_step.unsqueeze(1)
+        layers = [p for layer in self.tail.layers for p in (layer.weight, layer.bias)]
+        flat, name = [z.flatten(1) for z in added], self.tail.activation_name
+        out = MLPChain.apply(hidden, x.flatten(1), flat, coefficients, name, self.from_action.weight, *layers)
+        return out.view(-1, self.users, 2)
 
 
 class MLPCritic(nn.Module):

@@ -7,10 +7,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
+from lightning_t2drl.kernels import linear
+from lightning_t2drl.networks.activations import activation
 from lightning_t2drl.networks.features import UserFeatures, network_inputs
-from lightning_t2drl.networks.mlp import activation, per_step
+from lightning_t2drl.networks.mlp import per_step
 from lightning_t2drl.system.scenario import Scenario
 
 

@@ -4,7 +4,17 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from lightning_t2drl.networks.diffusion import SCHEDULES, DiffusionActor, linear_betas, posterior_coefficients, vp_betas
+from lightning_t2drl.networks.activations import ACTIVATIONS
+from lightning_t2drl.networks.diffusion import (
+    SCHEDULES,
+    DiffusionActor,
+    linear_betas,
+    posterior_coefficients,
+    reverse_chain,
+    vp_betas,
+)
+from lightning_t2drl.networks.mlp import MLPConfig, MLPTrunk
+from lightning_t2drl.system import load_scenario
 
 
 @pytest.mark.parametrize("schedule", ["vp", "linear"])
@@ -56,3 +66,22 @@ def test_noise_enters_each_step_once_and_the_last_step_adds_none():
     x2 = c3 * noise[0] + p3 * 0.25 + z3 * noise[1]
     x1 = c2 * x2 + p2 * 0.25 + z2 * noise[2]
     torch.testing.assert_close(actor(torch.zeros(2, 1), noise), c1 * x1 + p1 * 0.25)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("layers", [1, 3])
+def test_the_mlps_own_gradient_is_that_of_autograd(activation, layers):
+    torch.manual_seed(0)
+    trunk = MLPTrunk(load_scenario("paper", users=3), 4, MLPConfig("", 8, layers, activation)).double()
+    state = torch.randn(5, 9 + trunk.from_state.in_features, dtype=torch.float64, requires_grad=True)
+    x, *added = torch.randn(4, 5, 3, 2, dtype=torch.float64)
+    coefficients = [
+        (on_x, on_output) for on_x, on_output, _ in posterior_coefficients(linear_betas(4, 0.1, 0.3), "epsilon")
+    ]
+    context = trunk.context(state)
+    plain = reverse_chain(lambda x, step: trunk(context, x, step), x, added, coefficients)
+    whole = trunk.chain(state, x, added, coefficients)
+    torch.testing.assert_close(whole, plain)
+    inputs = [state, *trunk.parameters()]
+    for ours, theirs in zip(*(torch.autograd.grad(out.sin().sum(), inputs) for out in (whole, plain)), strict=True):
+        torch.testing.assert_close(ours, theirs)
