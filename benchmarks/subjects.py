@@ -113,7 +113,7 @@ def compiled_job(policy: Any, replay: PackedReplay, batch_size: int) -> Callable
     update = CompiledUpdate(policy, policy.optimizers_by_name(), clip=10.0)
 
     def job() -> None:
-        if not all(bool(torch.isfinite(loss)) for loss in update(replay.sample(batch_size)).values()):
+        if not all(math.isfinite(loss.item()) for loss in update(replay.sample(batch_size)).values()):
             raise NonFiniteError("a loss is NaN")
 
     return job

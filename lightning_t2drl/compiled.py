@@ -78,6 +78,7 @@ class CompiledUpdate:
         self._names, self._tensors = list(named), list(named.values())
         self._parameters = {name: list(getattr(allocator, part).parameters()) for name, part in self.MODULES.items()}
         self._draws = 2 if allocator.bootstraps else 1
+        self._adam_states: dict[str, tuple[Any, list[list[Tensor]]]] = {}
         self._steps: dict[int, Step] = {}  # by number of rows
 
     @property
@@ -101,15 +102,18 @@ class CompiledUpdate:
             critic_loss, actor_loss = self._steps[rows](*inputs)
         return {"critic_loss": critic_loss, "actor_loss": actor_loss}
 
-    def _adam_state(self, name: str) -> tuple[list[Tensor], ...]:
+    def _adam_state(self, name: str) -> list[list[Tensor]]:
         """Adam's moments and counters of steps by parameter, made as Adam makes them where there are none yet."""
         states, parameters = self.optimizers[name].state, self._parameters[name]
-        for p in parameters:
-            if not states[p]:
-                zeros = {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
-                states[p] = {"step": torch.zeros((), device=p.device), **zeros}
-        own = [states[p] for p in parameters]
-        return tuple([state[key] for state in own] for key in ADAM_STATE)
+        kept_of, kept = self._adam_states.get(name, (None, []))
+        if kept_of is not states:  # listed once: an optimizer that is loaded anew gets a new dict
+            for p in parameters:
+                if not states[p]:
+                    zeros = {key: torch.zeros_like(p) for key in ("exp_avg", "exp_avg_sq")}
+                    states[p] = {"step": torch.zeros((), device=p.device), **zeros}
+            kept = [[states[p][key] for p in parameters] for key in ADAM_STATE]
+            self._adam_states[name] = states, kept
+        return kept
 
     def _corrections(self, name: str, steps: Tensor) -> Tensor:
         """Adam's step size and the divisor of its root for the coming step, both corrected for the moments' start."""
