@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import time
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._inductor.utils import fresh_cache
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.budget import Budget
@@ -78,6 +80,14 @@ def products_of(job: Job) -> Job:
     return products
 
 
+def _seconds_of_first(job: Job) -> float:
+    """What compiling takes where nothing has been compiled before."""
+    with fresh_cache():
+        start = time.perf_counter()
+        job()
+        return time.perf_counter() - start
+
+
 def _with_same_kernels(job: Job, batch_size: int) -> Job:
     """A peer's update with the matrix kernels that the project switches to for large batches."""
 
@@ -94,6 +104,7 @@ def run(budget: Budget, advance: Advance) -> Section:
     sets = transitions(allocator("d3pg_set", scenario), scenario, ROWS)
     fields = plain_fields(flat, scenario.users)
     rows = []
+    compiling: dict[str, list[float]] = {"MLPs": [], "set networks": []}
     for part, batch_size in enumerate(BATCH_SIZES):
         contenders: dict[str, Job] = {PLAIN: _plain_job(fields, batch_size)}
         # Everyone has networks of its own: who comes right after itself would find them in the processor's cache.
@@ -108,13 +119,16 @@ def run(budget: Budget, advance: Advance) -> Section:
             policy = allocator("d3pg", scenario, *mlp_shape(activation))
             job = compiled_job(policy, filled_replay(policy, flat), batch_size)
             contenders[f"D3PG, {ACTIVATIONS[activation]}, compiled"] = job
+            compiling["MLPs"].append(_seconds_of_first(job))
         policy = allocator("d3pg", scenario, *mlp_shape("relu"))
         products = products_of(update_job(policy, filled_replay(policy, flat), batch_size))
         contenders["the matrix products of D3PG alone"] = products
         contenders[f"the matrix products of D3PG alone{SAME_KERNELS}"] = _with_same_kernels(products, batch_size)
         if budget.compiled:
             policy = allocator("d3pg_set", scenario)
-            contenders["allocator=d3pg_set, compiled"] = compiled_job(policy, filled_replay(policy, sets), batch_size)
+            job = compiled_job(policy, filled_replay(policy, sets), batch_size)
+            contenders["allocator=d3pg_set, compiled"] = job
+            compiling["set networks"].append(_seconds_of_first(job))
         policy = allocator("ddpg", scenario, *mlp_shape("relu"))
         contenders["DDPG, ReLU"] = update_job(policy, filled_replay(policy, flat), batch_size)
         for name in ("d3pg_set", "ddpg_set"):
@@ -144,6 +158,11 @@ def run(budget: Budget, advance: Advance) -> Section:
             "Stable-Baselines3 do not.",
             "allocator=d3pg_set and ddpg_set: two critics, set networks, discount 0 (no targets), as configured; the "
             "cachers on env=paper as configured.",
+            *[
+                f"Compiling the update of {networks} took {min(seconds):.0f} to {max(seconds):.0f} s."
+                for networks, seconds in compiling.items()
+                if seconds
+            ],
         ],
     )
 

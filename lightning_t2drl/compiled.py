@@ -1,4 +1,4 @@
-"""An allocator's gradient update as one compiled graph: for long runs, where half a minute of compiling pays back."""
+"""An allocator's gradient update as one compiled graph: for long runs, where some 20 s of compiling pay back."""
 
 from __future__ import annotations
 
