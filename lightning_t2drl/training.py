@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
@@ -152,7 +154,12 @@ def _run(
     if checkpoint is not None and frame == config.frames:  # killed after its last frame: only the end is left
         run_state.load_parameters(module, load_checkpoint(checkpoint))
     else:
-        trainer.fit(module, Frames(config.frames), ckpt_path=checkpoint and str(checkpoint), weights_only=True)
+        try:
+            trainer.fit(module, Frames(config.frames), ckpt_path=checkpoint and str(checkpoint), weights_only=True)
+        except (
+            SIGTERMException
+        ):  # it came before the first frame, while Lightning's handler was in force: exit status 0
+            stop.received = signal.SIGTERM
     seconds = time.perf_counter() - start
     summary = {
         "name": config.name,

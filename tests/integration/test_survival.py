@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks.survival import RUN, checkpoint_cost, compare, finish, newest, start, survive
+from callbacks import FrameProgress
 from lightning_t2drl.checkpoints import in_order, load_checkpoint
 
 
@@ -68,6 +69,18 @@ def test_asked_to_stop_it_ends_at_a_frame_boundary_with_a_checkpoint(number, tmp
     assert process.exitcode == 128 + number, said
     assert newest(directory) > 0 and f"frame {newest(directory)};" in said and "resume=auto" in said
     assert "Traceback" not in said
+
+
+def test_asked_to_stop_before_the_first_frame_it_does_not_look_finished(run_train, tmp_path, monkeypatch, capsys):
+    def on_train_start(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(FrameProgress, "on_train_start", on_train_start)  # called while Lightning's handler is in force
+    with pytest.raises(SystemExit) as raised:
+        run_train("progress_bar=true", output_dir=tmp_path / "run")
+    assert raised.value.code == 128 + signal.SIGTERM
+    assert "resume=auto" in capsys.readouterr().out.replace("\n", " ")
+    assert not (tmp_path / "run" / "summary.json").exists()
 
 
 def test_two_processes_on_one_directory(tmp_path):
