@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lightning_t2drl.benchmarking import commit
 from lightning_t2drl.checkpoints import write_atomically
 from lightning_t2drl.cli import compose_config
 from lightning_t2drl.system.scenario import CONFIG_ROOT
@@ -89,10 +90,11 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, default=Path("runs/precision"), help="default %(default)s")
     parser.add_argument("--output", type=Path, default=Path("results/precision.json"), help="default %(default)s")
     given = parser.parse_args()
+    begun_at = commit()
     jobs = [(precision, seed) for seed in range(given.seeds) for precision in PRECISIONS]
     with ThreadPoolExecutor(given.workers) as pool:
         found = pool.map(
-            lambda job: run(given.work_dir / f"{given.frames}-{job[0]}-{job[1]}", *job, given.frames), jobs
+            lambda job: run(given.work_dir / begun_at / f"{given.frames}-{job[0]}-{job[1]}", *job, given.frames), jobs
         )
         results = dict(zip(jobs, found, strict=True))
     comparisons = [
@@ -102,7 +104,8 @@ def main() -> None:
         for metric in METRICS
     ]
     command = " ".join(["python -m benchmarks.precision", *sys.argv[1:]])
-    content = {"command": command, "frames": given.frames, "comparisons": [asdict(c) for c in comparisons]}
+    comparisons_found = [asdict(c) for c in comparisons]
+    content = {"command": command, "commit": begun_at, "frames": given.frames, "comparisons": comparisons_found}
     write_atomically(given.output, json.dumps(content, indent=2) + "\n")
     print(table(comparisons))
 

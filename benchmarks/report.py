@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import subprocess
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
@@ -14,8 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import Spread
-
-ROOT = Path(__file__).resolve().parents[1]
+from lightning_t2drl.benchmarking import commit
 
 
 @dataclass
@@ -44,7 +42,7 @@ def provenance(command: str, budget: str) -> dict[str, Any]:
         "command": command,
         "budget": budget,
         "date": date.today().isoformat(),
-        "commit": _commit(),
+        "commit": commit(),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "machine": platform.machine(),
@@ -53,16 +51,6 @@ def provenance(command: str, budget: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
-
-
-def _commit() -> str:
-    """Short hash, with `-dirty` where the working tree differs from it."""
-    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    except OSError:
-        return "unknown"
-    return found.stdout.strip() or "unknown"
 
 
 def _cpu_model() -> str:

@@ -24,6 +24,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from lightning_t2drl.benchmarking import commit
 from lightning_t2drl.checkpoints import in_order, load_checkpoint, write_atomically
 from lightning_t2drl.cli import entry_point
 from lightning_t2drl.config import TrainConfig
@@ -230,13 +231,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the instants")
     parser.add_argument("--output", type=Path, default=Path("results/survival.json"), help="where the outcome goes")
     given = parser.parse_args()
-    begin = time.perf_counter()
+    begin, begun_at = time.perf_counter(), commit()
     with tempfile.TemporaryDirectory() as place:
         outcome = survive(Path(place), given.kills, given.seed, lambda text: print(text, flush=True))
         outcome["seconds"] = round(time.perf_counter() - begin)
         print("timing checkpoints of experiment=quickstart", flush=True)
         outcome["checkpoint"] = checkpoint_cost(Path(place))
-    text = json.dumps({"command": " ".join(["python -m benchmarks.survival", *sys.argv[1:]]), **outcome}, indent=2)
+    command = " ".join(["python -m benchmarks.survival", *sys.argv[1:]])
+    text = json.dumps({"command": command, "commit": begun_at, **outcome}, indent=2)
     write_atomically(given.output, text + "\n")
     print(text)
     if not all(outcome["identical"].values()):

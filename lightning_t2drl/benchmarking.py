@@ -233,17 +233,21 @@ def execute(job: Job, suite: SuiteConfig) -> None:
                 run("evaluate", EvaluateConfig, run_evaluation, [*overrides, f"output={job.result}"])
     except UserError as error:
         raise UserError(f"suite.{suite.name}: {job} failed: {error}") from None
-    write_atomically(job.directory / MADE, _commit() + "\n")
+    write_atomically(job.directory / MADE, commit() + "\n")
 
 
-def _commit() -> str:
-    """The commit the code is at, with a + where it is changed since."""
+def commit() -> str:
+    """The commit the code is at, with a + where it is changed since; `unknown` outside a clone."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+        command = ["git", "--no-optional-locks", *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
-    changed = git("status", "--porcelain", "--", "lightning_t2drl", "callbacks", "configs")
-    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else "")
+    try:
+        changed = git("status", "--porcelain", "--", "lightning_t2drl", "callbacks", "configs", "benchmarks")
+        return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else "")
+    except OSError:  # no git here
+        return "unknown"
 
 
 # -- results
