@@ -104,8 +104,12 @@ def main() -> None:
         for metric in METRICS
     ]
     command = " ".join(["python -m benchmarks.precision", *sys.argv[1:]])
-    comparisons_found = [asdict(c) for c in comparisons]
-    content = {"command": command, "commit": begun_at, "frames": given.frames, "comparisons": comparisons_found}
+    content = {
+        "command": command,
+        "commit": begun_at,
+        "frames": given.frames,
+        "comparisons": [asdict(c) for c in comparisons],
+    }
     write_atomically(given.output, json.dumps(content, indent=2) + "\n")
     print(table(comparisons))
 

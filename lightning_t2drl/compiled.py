@@ -24,12 +24,13 @@ ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")
 
 def inductor(graph: fx.GraphModule, inputs: list[Tensor]) -> Step:
     """The graph as machine code."""
-    import torch._inductor  # takes a second, and few runs need it
+    # In here, because these parts of PyTorch may be others in another version: it would train without compiling.
+    import torch._inductor
+
+    from lightning_t2drl.narrow_products import NarrowProducts
 
     options: dict[str, Any] = {}
     if inputs[0].device.type == "cpu":
-        from lightning_t2drl.narrow_products import NarrowProducts
-
         # Calls between kernels in C++ too: faster, and one file compiles in a third of the time that many files take.
         options = {"cpp_wrapper": True, "post_grad_custom_pre_pass": NarrowProducts()}
     return torch._inductor.compile(graph, [*inputs], options)

@@ -63,7 +63,7 @@ def addmm(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`torch.nn.functional.linear`; for one output without MKL and oneDNN, which take twice as long for a vector."""
+    """`torch.nn.functional.linear`; for one output without MKL and oneDNN, which are slow at vectors."""
     if len(weight) == 1 and bias is not None:
         return (x * weight).sum(-1, keepdim=True) + bias
     return _multiply(F.linear, x.numel() * len(weight), x, weight, bias)

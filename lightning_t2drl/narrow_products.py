@@ -1,8 +1,7 @@
 """A pass of the compiler for products of matrices too narrow for a matrix library.
 
-An actor's noisy action and output are some 20 wide. For such a product a library takes longer to choose its kernel than
-to multiply, while loops that the compiler writes itself take half the time, and the activation that follows is
-computed in them.
+An actor's noisy action and output are some 20 wide. For such a product of few rows a library takes longer to choose its
+kernel than to multiply. Loops that the compiler writes itself need not be chosen, and may take in what follows.
 """
 
 from __future__ import annotations

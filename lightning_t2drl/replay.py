@@ -10,7 +10,7 @@ from torchrl.data import LazyTensorStorage, RandomSampler, ReplayBuffer
 
 
 class PackedStorage(LazyTensorStorage):
-    """A packed tensor whose rows are copied whole; indexing it would copy element by element, in thrice the time."""
+    """A packed tensor whose rows are copied whole; indexing it would copy element by element."""
 
     def get(self, index: Any) -> Any:
         """Rows [b, width] at `index` [b]."""

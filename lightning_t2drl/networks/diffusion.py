@@ -117,10 +117,8 @@ class DiffusionActor(nn.Module):
         x, added = noise[0], (noise[1:] * self.spread).unbind()
         if torch.is_grad_enabled() and hasattr(trunk, "chain") and not torch.is_autocast_enabled(x.device.type):
             return trunk.chain(state, x, added, self.coefficients).view(shape)
-        context, network = (
-            trunk.context(state),
-            trunk.forward,
-        )  # calling the module itself costs as much as a small layer
+        context = trunk.context(state)
+        network = trunk.forward  # calling the module itself costs as much as a small layer
         return reverse_chain(lambda x, step: network(context, x, step), x, added, self.coefficients).view(shape)
 
 
