@@ -24,7 +24,7 @@ from benchmarks.subjects import (
     sb3_ddpg,
     transitions,
 )
-from lightning_t2drl.networks.diffusion import linear_betas
+from lightning_t2drl.networks.actors.diffusion import linear_betas
 from lightning_t2drl.system import Scenario
 
 PLAIN = "plain eager D3PG"

@@ -15,20 +15,20 @@ from unittest import mock
 from benchmarks.budget import Budget
 from benchmarks.measure import Advance
 from benchmarks.report import Section
-from callbacks import FrameCheckpoint, PeriodicEvaluation
-from lightning_t2drl import two_timescale
 from lightning_t2drl.allocators.actor_critic import ActorCriticAllocator
 from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.allocators.d3pg import D3PGAllocator
 from lightning_t2drl.cachers.q_learning import QLearningCacher
-from lightning_t2drl.cli import run as run_entry_point
-from lightning_t2drl.config import TrainConfig
+from lightning_t2drl.callbacks import FrameCheckpoint, PeriodicEvaluation
 from lightning_t2drl.envs import EdgeAIGCEnv
-from lightning_t2drl.loggers import FrameCSVLogger
-from lightning_t2drl.metrics import Meters
-from lightning_t2drl.replay import PackedReplay
-from lightning_t2drl.training import train
-from lightning_t2drl.two_timescale import TwoTimescaleModule
+from lightning_t2drl.loop import two_timescale
+from lightning_t2drl.loop.metrics import Meters
+from lightning_t2drl.loop.replay import PackedReplay
+from lightning_t2drl.loop.two_timescale import TwoTimescaleModule
+from lightning_t2drl.run.cli import run as run_entry_point
+from lightning_t2drl.run.loggers import FrameCSVLogger
+from lightning_t2drl.run.schemas import TrainConfig
+from lightning_t2drl.run.train import train
 
 PARTS: dict[str, list[tuple[Any, str]]] = {
     "environment": [(EdgeAIGCEnv, "play"), (EdgeAIGCEnv, "reset"), (EdgeAIGCEnv, "observe")],

@@ -17,10 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lightning_t2drl.benchmarking import commit
-from lightning_t2drl.checkpoints import write_atomically
-from lightning_t2drl.cli import compose_config
-from lightning_t2drl.system.scenario import CONFIG_ROOT
+from lightning_t2drl.loop.checkpoints import write_atomically
+from lightning_t2drl.run.cli import compose_config
+from lightning_t2drl.suite.benchmark import commit
+from lightning_t2drl.system.scenario_config import CONFIG_ROOT
 
 REFERENCE, MIXED = PRECISIONS = ("32-true", "bf16-mixed")
 METRICS = {"total_utility": "total utility", "hit_ratio": "model hit ratio"}

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import Spread
-from lightning_t2drl.benchmarking import commit
+from lightning_t2drl.suite.benchmark import commit
 
 
 @dataclass

@@ -17,24 +17,24 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from benchmarks.reference import Chain, PlainD3PG
+from lightning_t2drl.accel.compiled import CompiledUpdate
 from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.cachers.base import Cacher
-from lightning_t2drl.cli import compose_config
-from lightning_t2drl.cli import run as run_entry_point
-from lightning_t2drl.compiled import CompiledUpdate
-from lightning_t2drl.config import ExportConfig, TrainConfig
-from lightning_t2drl.deploy import ALLOCATOR, Controller
+from lightning_t2drl.deploy.controller import ALLOCATOR, Controller
+from lightning_t2drl.deploy.export import run_export
 from lightning_t2drl.envs import EdgeAIGCEnv
 from lightning_t2drl.errors import NonFiniteError
-from lightning_t2drl.exporting import run_export
-from lightning_t2drl.gradients import clip_gradients
-from lightning_t2drl.networks.diffusion import linear_betas
+from lightning_t2drl.loop.gradients import clip_gradients
+from lightning_t2drl.loop.replay import PackedReplay
+from lightning_t2drl.networks.actors.diffusion import linear_betas
 from lightning_t2drl.networks.features import network_inputs
 from lightning_t2drl.policy import Policy
 from lightning_t2drl.registry import build
-from lightning_t2drl.replay import PackedReplay
+from lightning_t2drl.run.cli import compose_config
+from lightning_t2drl.run.cli import run as run_entry_point
+from lightning_t2drl.run.schemas import ExportConfig, TrainConfig
+from lightning_t2drl.run.train import train
 from lightning_t2drl.system import Scenario, load_scenario
-from lightning_t2drl.training import train
 
 HIDDEN, LAYERS, STEPS = 256, 2, 5
 MODEL_STORAGE_GB = [4.3, 6.9, 2.1, 5.2, 3.4, 7.7, 2.6, 4.9, 3.1, 6.0]

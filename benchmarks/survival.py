@@ -24,16 +24,16 @@ from typing import Any
 import pandas as pd
 import torch
 
-from lightning_t2drl.benchmarking import commit
-from lightning_t2drl.checkpoints import in_order, load_checkpoint, write_atomically
-from lightning_t2drl.cli import entry_point
-from lightning_t2drl.config import TrainConfig
-from lightning_t2drl.run_state import KEY
-from lightning_t2drl.training import train
+from lightning_t2drl.loop.checkpoints import in_order, load_checkpoint, write_atomically
+from lightning_t2drl.loop.state import KEY
+from lightning_t2drl.run.cli import entry_point
+from lightning_t2drl.run.schemas import TrainConfig
+from lightning_t2drl.run.train import train
+from lightning_t2drl.suite.benchmark import commit
 
 # Every run is a fork of one process that has paid for the imports.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["lightning_t2drl.cli", "lightning_t2drl.training"])
+CONTEXT.set_forkserver_preload(["lightning_t2drl.run.cli", "lightning_t2drl.run.train"])
 
 RUN = [
     "experiment=quickstart", "seed=5", "env.num_envs=4", "env.frames_per_episode=2", "env.slots_per_frame=3",

@@ -30,9 +30,9 @@ from benchmarks.subjects import (
     sb3_ddpg,
     transitions,
 )
-from lightning_t2drl.kernels import fast_products
+from lightning_t2drl.accel.kernels import fast_products
+from lightning_t2drl.loop.replay import PackedReplay
 from lightning_t2drl.policy import Policy
-from lightning_t2drl.replay import PackedReplay
 from lightning_t2drl.system import load_scenario
 
 ROWS = 6400

@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from lightning_t2drl.checkpoints import BEST, in_order, link_atomically, remove_leftovers
+from lightning_t2drl.loop.checkpoints import BEST, in_order, link_atomically, remove_leftovers
 
 
 class FrameCheckpoint(Checkpoint):

@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 
-from lightning_t2drl.evaluation import EvaluationConfig, evaluate, summarise
+from lightning_t2drl.loop.evaluation import EvaluationConfig, evaluate, summarise
 
 REPORTED = ("utility", "hit_ratio", "violation_ratio", "quality", "delay")
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from benchmarks.survival import differences
-from lightning_t2drl.cli import quiet_libraries, run
-from lightning_t2drl.config import EvaluateConfig, TrainConfig
-from lightning_t2drl.evaluating import run_evaluation
-from lightning_t2drl.training import train
+from lightning_t2drl.run.cli import quiet_libraries, run
+from lightning_t2drl.run.evaluate import run_evaluation
+from lightning_t2drl.run.schemas import EvaluateConfig, TrainConfig
+from lightning_t2drl.run.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -74,8 +74,8 @@ def same_run():
     """Assert that two output directories hold the same run: last checkpoint bit for bit, CSV files but for times."""
     import pandas as pd
 
-    from lightning_t2drl.checkpoints import in_order, load_checkpoint
-    from lightning_t2drl.run_state import KEY
+    from lightning_t2drl.loop.checkpoints import in_order, load_checkpoint
+    from lightning_t2drl.loop.state import KEY
 
     def check(first, second):
         one, two = (load_checkpoint(in_order(Path(d) / "checkpoints")[-1]) for d in (first, second))

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from lightning_t2drl import config as schemas
-from lightning_t2drl.cli import compose_config
-from lightning_t2drl.config import EvaluateConfig, ExportConfig, TrainConfig, build_policies, strict
 from lightning_t2drl.registry import locate
-from lightning_t2drl.system.scenario import CONFIG_ROOT, ServiceConfig
+from lightning_t2drl.run import schemas
+from lightning_t2drl.run.cli import compose_config
+from lightning_t2drl.run.schemas import EvaluateConfig, ExportConfig, TrainConfig, build_policies, strict
+from lightning_t2drl.system.scenario_config import CONFIG_ROOT, ServiceConfig
 
 ROOT = CONFIG_ROOT.parent
 FILES = sorted(CONFIG_ROOT.rglob("*.yaml"))

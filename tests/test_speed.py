@@ -13,7 +13,7 @@ from benchmarks.reference import Chain, ClampedChain, Denoiser, WholeSetDenoiser
 from benchmarks.subjects import plain_d3pg, plain_fields, same_shapes, transitions
 from lightning_t2drl.allocators.ddpg import DDPGAllocator
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.networks.diffusion import DiffusionActor, linear_betas
+from lightning_t2drl.networks.actors.diffusion import DiffusionActor, linear_betas
 from lightning_t2drl.networks.mlp import MLPConfig, MLPTrunk
 from lightning_t2drl.networks.sets import SetConfig, SetTrunk
 

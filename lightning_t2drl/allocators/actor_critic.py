@@ -11,13 +11,13 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_t2drl.accel.kernels import fast_products
 from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.checks import one_of, within
-from lightning_t2drl.kernels import fast_products
-from lightning_t2drl.networks.diffusion import DiffusionActor, DirectActor
+from lightning_t2drl.loop.optimizers import adam
+from lightning_t2drl.networks.actors.diffusion import DiffusionActor, DirectActor
 from lightning_t2drl.networks.features import amending_facts
 from lightning_t2drl.networks.heads import HEADS, Head
-from lightning_t2drl.optimizers import adam
 from lightning_t2drl.policy import LEARNING_RATE_SCHEDULES, Metrics, Optimise
 from lightning_t2drl.registry import build, locate
 from lightning_t2drl.system import amend_allocation

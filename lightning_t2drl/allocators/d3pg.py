@@ -11,7 +11,7 @@ from torch.nn.functional import mse_loss
 from lightning_t2drl.allocators.actor_critic import ActorCriticAllocator, ActorCriticConfig
 from lightning_t2drl.checks import one_of, within
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.networks.diffusion import SCHEDULES, DiffusionActor
+from lightning_t2drl.networks.actors.diffusion import SCHEDULES, DiffusionActor
 from lightning_t2drl.registry import build
 from lightning_t2drl.system import raw_from_shares
 

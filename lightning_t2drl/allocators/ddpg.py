@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_t2drl.allocators.actor_critic import ActorCriticAllocator, ActorCriticConfig
-from lightning_t2drl.networks.diffusion import DirectActor
+from lightning_t2drl.networks.actors.diffusion import DirectActor
 from lightning_t2drl.registry import build
 
 

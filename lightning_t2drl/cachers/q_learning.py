@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from lightning_t2drl.cachers.base import Cacher
 from lightning_t2drl.checks import one_of, within
-from lightning_t2drl.optimizers import adam
+from lightning_t2drl.loop.optimizers import adam
 from lightning_t2drl.policy import LEARNING_RATE_SCHEDULES, Metrics, Optimise
 from lightning_t2drl.system.caching import fill_in_order
 from lightning_t2drl.system.scenario import Scenario

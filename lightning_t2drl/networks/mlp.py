@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_t2drl.kernels import addmm, linear
+from lightning_t2drl.accel.kernels import addmm, linear
 from lightning_t2drl.networks.activations import activation
 from lightning_t2drl.networks.features import FlatFeatures, network_inputs
 from lightning_t2drl.networks.mlp_chain import MLPChain

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lightning_t2drl.kernels import addmm, mm
+from lightning_t2drl.accel.kernels import addmm, mm
 from lightning_t2drl.networks.activations import ACTIVATIONS, GRADIENTS
-from lightning_t2drl.networks.diffusion import reverse_chain
+from lightning_t2drl.networks.actors.diffusion import reverse_chain
 
 aten = torch.ops.aten
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_t2drl.kernels import linear
+from lightning_t2drl.accel.kernels import linear
 from lightning_t2drl.networks.activations import activation
 from lightning_t2drl.networks.features import UserFeatures, network_inputs
 from lightning_t2drl.networks.mlp import per_step

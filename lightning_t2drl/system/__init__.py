@@ -3,7 +3,8 @@
 from lightning_t2drl.system.amender import amend_allocation, raw_from_shares
 from lightning_t2drl.system.caching import all_caches, amend_cache, fill_in_order
 from lightning_t2drl.system.demand import stationary_distribution
-from lightning_t2drl.system.scenario import Scenario, ScenarioConfig, build_scenario, load_scenario
+from lightning_t2drl.system.scenario import Scenario
+from lightning_t2drl.system.scenario_config import ScenarioConfig, build_scenario, load_scenario
 from lightning_t2drl.system.serving import serve
 
 __all__ = [

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_t2drl.system.channel import move, path_gain, rician_power, uniform_position
+from lightning_t2drl.system.channel import path_gain, rician_power
 from lightning_t2drl.system.demand import inverse_cdf
+from lightning_t2drl.system.mobility import move, uniform_position
 from lightning_t2drl.system.scenario import Scenario
 
 # `slot` int64 [N] (of the episode), `popularity` int64 [N, B], `position`, `velocity`, `mean_velocity` [N, U, 2], and

@@ -12,7 +12,7 @@ from lightning_t2drl.cachers.oracle import OracleCacher, OracleConfig
 from lightning_t2drl.cachers.popular import PopularCacher, PopularConfig
 from lightning_t2drl.cachers.random import RandomCacher, RandomConfig
 from lightning_t2drl.envs import EdgeAIGCEnv
-from lightning_t2drl.evaluation import evaluate
+from lightning_t2drl.loop.evaluation import evaluate
 from lightning_t2drl.system import amend_cache, fill_in_order, load_scenario
 from lightning_t2drl.system.caching import fits
 

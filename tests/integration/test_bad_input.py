@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_t2drl.benchmarking import run_suite
-from lightning_t2drl.cli import entry_point
-from lightning_t2drl.config import BenchmarkConfig, EvaluateConfig, TrainConfig
-from lightning_t2drl.evaluating import run_evaluation
-from lightning_t2drl.system.scenario import CONFIG_ROOT
-from lightning_t2drl.training import train
+from lightning_t2drl.run.cli import entry_point
+from lightning_t2drl.run.evaluate import run_evaluation
+from lightning_t2drl.run.schemas import BenchmarkConfig, EvaluateConfig, TrainConfig
+from lightning_t2drl.run.train import train
+from lightning_t2drl.suite.benchmark import run_suite
+from lightning_t2drl.system.scenario_config import CONFIG_ROOT
 
 T, E, B = "train.py", "evaluate.py", "benchmark.py"
 ENTRY = {
@@ -86,7 +86,7 @@ CASES = [
     (T, "cacher.epsilon=3", "cacher.epsilon"),
     (T, "cacher.infeasible=maybe", "cacher.infeasible"),
     (T, "cacher._target_=my.Cacher", "cacher._target_"),
-    (T, "cacher._target_=lightning_t2drl.replay.PackedReplay", "cacher._target_"),
+    (T, "cacher._target_=lightning_t2drl.loop.replay.PackedReplay", "cacher._target_"),
     (T, "cacher=random cacher._target_=lightning_t2drl.allocators.equal.EqualAllocator", "cacher._target_"),
     (T, "cacher.network.activation=step", "activation"),
     (T, "allocator.denoising_steps=0", "allocator.denoising_steps"),

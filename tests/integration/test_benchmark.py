@@ -8,11 +8,11 @@ import time
 import pandas as pd
 import pytest
 
-from lightning_t2drl import benchmarking
-from lightning_t2drl.cli import compose_config, run
-from lightning_t2drl.config import BenchmarkConfig, strict
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.system.scenario import CONFIG_ROOT
+from lightning_t2drl.run.cli import compose_config, run
+from lightning_t2drl.run.schemas import BenchmarkConfig, strict
+from lightning_t2drl.suite import benchmark as benchmarking
+from lightning_t2drl.system.scenario_config import CONFIG_ROOT
 
 TINY = ["suite.seeds_small=1", "suite.frames_small=1", "suite.episodes_small=2"]
 

@@ -17,15 +17,15 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmarks.survival import RUN, compare, differences, finish, newest, start
-from callbacks import FrameCheckpoint
-from lightning_t2drl import run_state
-from lightning_t2drl.checkpoints import AtomicCheckpointIO, in_order, load_checkpoint
-from lightning_t2drl.config import EnvConfig, build_policies
-from lightning_t2drl.distributed import AlternatingDDPStrategy
+from lightning_t2drl.callbacks import FrameCheckpoint
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.system.scenario import CONFIG_ROOT
-from lightning_t2drl.training import Frames
-from lightning_t2drl.two_timescale import LoopConfig, TwoTimescaleModule
+from lightning_t2drl.loop import state as run_state
+from lightning_t2drl.loop.checkpoints import AtomicCheckpointIO, in_order, load_checkpoint
+from lightning_t2drl.loop.distributed import AlternatingDDPStrategy
+from lightning_t2drl.loop.two_timescale import LoopConfig, TwoTimescaleModule
+from lightning_t2drl.run.schemas import EnvConfig, build_policies
+from lightning_t2drl.run.train import Frames
+from lightning_t2drl.system.scenario_config import CONFIG_ROOT
 
 SET = {
     "_target_": "lightning_t2drl.allocators.d3pg.D3PGAllocator",

@@ -13,16 +13,17 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from lightning_t2drl import deploy, exporting
-from lightning_t2drl.checkpoints import in_order, load_checkpoint
-from lightning_t2drl.cli import entry_point, quiet_libraries, run
-from lightning_t2drl.config import ExportConfig, TrainConfig
 from lightning_t2drl.deploy import Controller
+from lightning_t2drl.deploy import controller as deploy
+from lightning_t2drl.deploy import export as exporting
+from lightning_t2drl.deploy.export import run_export
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.evaluating import load_policies
-from lightning_t2drl.exporting import run_export
+from lightning_t2drl.loop.checkpoints import in_order, load_checkpoint
+from lightning_t2drl.run.cli import entry_point, quiet_libraries, run
+from lightning_t2drl.run.evaluate import load_policies
+from lightning_t2drl.run.schemas import ExportConfig, TrainConfig
+from lightning_t2drl.run.train import train
 from lightning_t2drl.system import amend_allocation
-from lightning_t2drl.training import train
 from tests.conftest import TINY
 from tests.worlds import slots_of
 

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from lightning_t2drl.cli import run
-from lightning_t2drl.config import TrainConfig
-from lightning_t2drl.training import train
+from lightning_t2drl.run.cli import run
+from lightning_t2drl.run.schemas import TrainConfig
+from lightning_t2drl.run.train import train
 from tests.conftest import ROOT
 
 TINY = ["experiment=rcars", "frames=2", "env.num_envs=2", "env.users=3", "evaluation.every_n_frames=0",

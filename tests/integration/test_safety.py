@@ -8,9 +8,9 @@ import pickle
 import pytest
 import torch
 
-from lightning_t2drl import run_state
-from lightning_t2drl.checkpoints import in_order, load_checkpoint
 from lightning_t2drl.errors import UserError
+from lightning_t2drl.loop import state as run_state
+from lightning_t2drl.loop.checkpoints import in_order, load_checkpoint
 
 
 class Evil:

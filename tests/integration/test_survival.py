@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from benchmarks.survival import RUN, checkpoint_cost, compare, finish, newest, start, survive
-from callbacks import FrameProgress
-from lightning_t2drl.checkpoints import in_order, load_checkpoint
+from lightning_t2drl.callbacks import FrameProgress
+from lightning_t2drl.loop.checkpoints import in_order, load_checkpoint
 
 
 def run_until(directory, ready, *arguments):

@@ -10,10 +10,10 @@ import torch
 from omegaconf import OmegaConf
 
 from lightning_t2drl.allocators.actor_critic import ActorCriticAllocator
-from lightning_t2drl.checkpoints import load_checkpoint
 from lightning_t2drl.errors import NonFiniteError, UserError
+from lightning_t2drl.loop.checkpoints import load_checkpoint
 from lightning_t2drl.system import load_scenario
-from lightning_t2drl.system.scenario import CONFIG_ROOT, build_scenario
+from lightning_t2drl.system.scenario_config import CONFIG_ROOT, build_scenario
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIG_ROOT / "experiment").glob("*.yaml"))
 LEARNERS = ["t2drl", "quickstart"]
@@ -148,8 +148,8 @@ def test_offline_wandb_continues_its_run_and_tensorboard_writes(run_train, tmp_p
 
 def test_saved_config_builds_the_same_scenario(run_train, tmp_path):
     run_train("env.users=7", output_dir=tmp_path)
-    from lightning_t2drl.config import EnvConfig
     from lightning_t2drl.registry import typed
+    from lightning_t2drl.run.schemas import EnvConfig
 
     saved = OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml"))
     assert build_scenario(typed(EnvConfig, saved["env"], "env")).users == 7

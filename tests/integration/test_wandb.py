@@ -9,9 +9,9 @@ from wandb.proto import wandb_internal_pb2
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from benchmarks.survival import RUN, start
-from lightning_t2drl.cli import compose_config
-from lightning_t2drl.config import TrainConfig, build_policies, strict
-from lightning_t2drl.system.scenario import CONFIG_ROOT
+from lightning_t2drl.run.cli import compose_config
+from lightning_t2drl.run.schemas import TrainConfig, build_policies, strict
+from lightning_t2drl.system.scenario_config import CONFIG_ROOT
 
 API_KEY = "5ec7e7" + "0123456789abcdef" * 2 + "ab"
 BLOCK = 32768  # W&B's transaction log is framed as LevelDB's: checksum, length and kind before every piece

@@ -5,7 +5,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from lightning_t2drl.networks.activations import ACTIVATIONS
-from lightning_t2drl.networks.diffusion import (
+from lightning_t2drl.networks.actors.diffusion import (
     SCHEDULES,
     DiffusionActor,
     linear_betas,

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_t2drl.envs import EdgeAIGCEnv
-from lightning_t2drl.system.scenario import ScenarioConfig, ServiceConfig, build_scenario
+from lightning_t2drl.system.scenario_config import ScenarioConfig, ServiceConfig, build_scenario
 
 EXAMPLES = 300
 WORLDS, SLOTS = 3, 4

@@ -164,7 +164,7 @@ def test_oracle_cache_is_the_best_of_all_in_a_tiny_world():
     found = oracle_caches(scenario, 128, seed=0)
     assert found.cache.shape == (3, 4)
     subsets, feasible = all_caches(scenario)
-    from lightning_t2drl.system.bounds import _sample_slots, _solve
+    from lightning_t2drl.system.bounds.caches import _sample_slots, _solve
 
     for state in range(3):
         slots = _sample_slots(scenario, state, 128, 0)

@@ -8,15 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_t2drl.system import load_scenario, stationary_distribution
-from lightning_t2drl.system.channel import (
-    access_time,
-    move,
-    path_gain,
-    rician_power,
-    spectral_efficiency,
-    uniform_position,
-)
+from lightning_t2drl.system.channel import access_time, path_gain, rician_power, spectral_efficiency
 from lightning_t2drl.system.demand import inverse_cdf
+from lightning_t2drl.system.mobility import move, uniform_position
 from lightning_t2drl.system.world import advance, draw_noise, initial_state
 
 

@@ -1,0 +1,1 @@
+"""The shipped configs: a tree of YAML files that Hydra composes."""

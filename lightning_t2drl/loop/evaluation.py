@@ -1,0 +1,107 @@
+"""How good a pair of policies is: episodes on worlds and randomness of their own, apart from any training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_t2drl.allocators.base import Allocator
+from lightning_t2drl.cachers.base import Cacher
+from lightning_t2drl.checks import within
+from lightning_t2drl.envs import EdgeAIGCEnv
+from lightning_t2drl.loop.metrics import slot_metrics
+from lightning_t2drl.policy import derive_seed
+from lightning_t2drl.system import amend_cache
+from lightning_t2drl.system.scenario import Scenario
+
+
+@dataclass
+class EvaluationConfig:
+    """Keys of `evaluation` in `configs/train.yaml`."""
+
+    every_n_frames: int = 200
+    episodes: int = 50
+    final_episodes: int = 200
+    seed: int = 1_000_003
+
+    def __post_init__(self) -> None:
+        within("evaluation", self, every_n_frames=(0, 1e9), episodes=(1, 1e6), final_episodes=(0, 1e6))
+        within("evaluation", self, seed=(0, 2**63 - 1))
+
+
+@contextmanager
+def on_own_randomness(policy: Cacher | Allocator, seed: int) -> Iterator[None]:
+    """Seed a policy for an evaluation and give it back its memory and generator afterwards."""
+    before = policy.extra_state()
+    policy.seed(seed, "evaluation", type(policy).__name__)
+    try:
+        yield
+    finally:
+        policy.load_extra_state(before)
+
+
+def evaluate(
+    scenario: Scenario,
+    cacher: Cacher,
+    allocator: Allocator,
+    episodes: int,
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Tensor]:
+    """Play whole episodes without exploration.
+
+    All episodes run side by side. Each slot is drawn from a seed of its own, so that any two schemes meet the same
+    users, requests and fading, and the first episodes are the same however many there are (on the CPU).
+
+    Args:
+        episodes: how many.
+        seed: of worlds and policies, apart from training's.
+        progress: called with (slots done, slots in all).
+
+    Returns:
+        Per-episode means over slots by metric, [episodes] each, on the CPU; `total_utility` is the sum of slot
+        rewards, `net_utility` the utility less the cost of loading models.
+    """
+    device = allocator.device
+    env = EdgeAIGCEnv(scenario, episodes, derive_seed(seed, "evaluation"), device)
+    sums: dict[str, Tensor] = {}
+    slots = scenario.slots_per_episode
+    with torch.no_grad(), on_own_randomness(cacher, seed), on_own_randomness(allocator, seed):
+        cells = env.observe()
+        cacher.start_episode(cells)
+        cache = cells["cache"]
+        for slot in range(slots):
+            if slot % scenario.slots_per_frame == 0:
+                cache = cacher.decide(cells)
+                cells = cells.set("cache", amend_cache(env.scenario, cache))
+            cacher.observe(cells)
+            attached = cells["attached"]
+            env.generator.manual_seed(derive_seed(seed, "evaluation", slot))
+            cells = env.play(cache, allocator.decide(cells))
+            for name, value in slot_metrics(env.scenario, cells["served"], attached).items():
+                sums[name] = sums[name] + value if name in sums else value
+            frame_reward = cells["reward", "frame"].mean((-1, -2)) * scenario.slots_per_frame
+            sums["net_utility"] = sums["net_utility"] + frame_reward if slot else frame_reward
+            progress(slot + 1, slots)
+    means = {name: (total / slots).cpu() for name, total in sums.items()}
+    return means | {"total_utility": means["utility"] * slots}
+
+
+PER_EPISODE = ("utility", "net_utility", "hit_ratio")  # kept for comparisons with schemes that played fewer episodes
+
+
+def summarise(per_episode: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """Mean and standard error over episodes by metric, and the episodes' own values of `PER_EPISODE`."""
+    out: dict[str, dict[str, Any]] = {}
+    for name, values in per_episode.items():
+        values = values.double()
+        error = values.std() / len(values) ** 0.5 if len(values) > 1 else torch.tensor(float("nan"))
+        out[name] = {"mean": values.mean().item(), "standard_error": error.item()}
+        if name in PER_EPISODE:
+            out[name]["episodes"] = [round(v, 7) for v in values.tolist()]
+    return out

@@ -1,0 +1,106 @@
+"""What a checkpoint must hold beyond parameters and optimizers for a resumed run to go on as if never stopped.
+
+Everything is a plain tensor, number, string, list or dict, so that checkpoints load with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch.distributed as dist
+from torchrl.checkpoint import GlobalRNGState
+
+from lightning_t2drl import __version__
+from lightning_t2drl.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning_t2drl.loop.two_timescale import TwoTimescaleModule
+
+FORMAT = 1
+KEY = "lightning_t2drl"
+
+
+def capture(module: TwoTimescaleModule) -> dict[str, Any]:
+    """One rank's state: worlds, buffers, generators, memories of policies, running means."""
+    return {
+        "env": module.env.get_state(),
+        "replay": {
+            name: replay.state_dict()
+            for name, replay in (("slot", module.slot_replay), ("frame", module.frame_replay))
+            if replay is not None
+        },
+        "policies": {name: policy.extra_state() for name, policy in module.policies()},
+        "meters": module.meters.state_dict(),
+        "global_rng": GlobalRNGState().state_dict(),
+    }
+
+
+def save(module: TwoTimescaleModule, checkpoint: dict[str, Any]) -> None:
+    """Put all ranks' states and the counters into a checkpoint; called on every rank, written by rank 0."""
+    ranks: list[Any] = [capture(module)]
+    if module.trainer.world_size > 1:
+        mine = ranks[0]
+        ranks = [None] * module.trainer.world_size
+        dist.gather_object(mine, ranks if module.global_rank == 0 else None, dst=0)
+    checkpoint[KEY] = {
+        "format": FORMAT,
+        "version": __version__,
+        "frame": module.frame,
+        "slots": module.slots,
+        "gradient_steps": module.gradient_steps,
+        "scenario": module.scenario.as_dict(),
+        "ranks": ranks,
+        **module.checkpoint_extra,
+    }
+
+
+def check(checkpoint: Any, path: object) -> dict[str, Any]:
+    """The project's own part of a checkpoint.
+
+    Raises:
+        UserError: the file is not a checkpoint of this project, or of another format.
+    """
+    if not isinstance(checkpoint, dict) or KEY not in checkpoint:
+        raise UserError(f"{path}: not a checkpoint of lightning_t2drl (it has no {KEY!r} entry)")
+    own = checkpoint[KEY]
+    if own.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: checkpoint format {own.get('format')} of lightning_t2drl {own.get('version')}; "
+            f"this version reads format {FORMAT}; use the version that wrote it or train anew"
+        )
+    return own
+
+
+def mine(module: TwoTimescaleModule, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Take the counters and this rank's state out of a checkpoint; `restore` applies the latter later."""
+    own = check(checkpoint, "resume")
+    world_size = module.trainer.world_size
+    if len(own["ranks"]) != world_size:
+        raise UserError(
+            f"resume: the checkpoint was written by {len(own['ranks'])} process(es), this run has {world_size}; "
+            "an exact resume needs the same number (trainer.devices)"
+        )
+    _load_counters(module, own)
+    return own["ranks"][module.global_rank]
+
+
+def restore(module: TwoTimescaleModule, state: dict[str, Any]) -> None:
+    """Apply a rank's state, as the last thing before the first frame."""
+    module.env.set_state(state["env"])
+    for name, replay in (("slot", module.slot_replay), ("frame", module.frame_replay)):
+        if replay is not None:
+            replay.load_state_dict(state["replay"][name])
+    for name, policy in module.policies():
+        policy.load_extra_state(state["policies"][name])
+    module.meters.load_state_dict(state["meters"], module.device)
+    GlobalRNGState().load_state_dict(state["global_rng"])
+
+
+def load_parameters(module: TwoTimescaleModule, checkpoint: dict[str, Any]) -> None:
+    """Parameters and counters alone: all that a module needs which plays no further frame."""
+    _load_counters(module, check(checkpoint, "resume"))
+    module.load_state_dict(checkpoint["state_dict"])
+
+
+def _load_counters(module: TwoTimescaleModule, own: dict[str, Any]) -> None:
+    module.frame, module.slots, module.gradient_steps = own["frame"], own["slots"], own["gradient_steps"]

@@ -1,0 +1,285 @@
+"""The coordinator: one loop that alternates the frame and the slot timescale, driven by Lightning's Trainer."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_t2drl.accel.compiled import CompiledUpdate
+from lightning_t2drl.allocators.actor_critic import ActorCriticAllocator
+from lightning_t2drl.allocators.base import Allocator
+from lightning_t2drl.cachers.base import Cacher
+from lightning_t2drl.checks import within
+from lightning_t2drl.envs import EdgeAIGCEnv
+from lightning_t2drl.errors import NonFiniteError
+from lightning_t2drl.loop import state as run_state
+from lightning_t2drl.loop.gradients import average_gradients, clip_gradients
+from lightning_t2drl.loop.metrics import Meters, slot_metrics
+from lightning_t2drl.loop.replay import PackedReplay
+from lightning_t2drl.policy import Metrics, Policy, derive_seed
+from lightning_t2drl.system import amend_allocation, amend_cache
+from lightning_t2drl.system.scenario import Scenario
+from lightning_t2drl.system.serving import hits
+
+
+@dataclass
+class LoopConfig:
+    """Keys of `configs/loop/*.yaml`: how much is played, stored and learned."""
+
+    updates_per_slot: int = 1
+    updates_per_frame: int = 4
+    slot_batch_size: int = 256
+    frame_batch_size: int = 128
+    slot_capacity: int = 50_000
+    frame_capacity: int = 20_000
+    slot_warmup: int = 2_000
+    frame_warmup: int = 200
+    gradient_clip: float = 10.0
+    log_every_n_frames: int = 10
+
+    def __post_init__(self) -> None:
+        counts = (0, 1e9)
+        within("loop", self, updates_per_slot=(0, 1e4), updates_per_frame=(0, 1e4), gradient_clip=(0, 1e9))
+        within("loop", self, slot_warmup=counts, frame_warmup=counts, log_every_n_frames=(1, 1e9))
+        within("loop", self, slot_batch_size=(1, 1e6), frame_batch_size=(1, 1e6))
+        within("loop", self, slot_capacity=(1, 1e9), frame_capacity=(1, 1e9))
+
+
+class TwoTimescaleModule(L.LightningModule):
+    """Plays N worlds and trains a cacher and an allocator on them; one `training_step` is one frame.
+
+    Every state change happens inside `training_step`, so that a checkpoint written after it is a frame boundary.
+
+    Args:
+        scenario: the world.
+        cacher, allocator: the policies of the two timescales.
+        loop: how much is played, stored and learned.
+        num_envs: N, per rank.
+        frames: length of the run; schedules are functions of frame / frames.
+        seed: of everything random in here.
+        compile: whether the allocator's update becomes one compiled graph; for one process in full precision.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        cacher: Cacher,
+        allocator: Allocator,
+        loop: LoopConfig,
+        num_envs: int,
+        frames: int,
+        seed: int,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.scenario = scenario
+        self.cacher = cacher
+        self.allocator = allocator
+        self.loop = loop
+        self.num_envs = num_envs
+        self.frames = frames
+        self.seed = seed
+        self.compile_update = compile
+        self.compiled: CompiledUpdate | None = None
+        self.frame = 0
+        self.slots = 0
+        self.gradient_steps = 0
+        self.restored: dict[str, Any] | None = None
+        self.checkpoint_extra: dict[str, Any] = {}
+        self.last_log: dict[str, float] = {}
+        self.last_evaluation: dict[str, float] | None = None
+
+    # -- set-up
+
+    def setup(self, stage: str) -> None:
+        """Make what every rank has for itself: worlds, replay buffers and generators."""
+        device, rank = self.device, self.global_rank
+        self.scenario = self.scenario.to(device)
+        self.env = EdgeAIGCEnv(self.scenario, self.num_envs, derive_seed(self.seed, "rank", rank), device)
+        self.slot_replay = self._replay("slot", self.allocator, self.loop.slot_capacity)
+        self.frame_replay = self._replay("frame", self.cacher, self.loop.frame_capacity)
+        for name, policy in self.policies():
+            policy.seed(self.seed, "rank", rank, name)
+        self.meters = Meters()
+
+    def _replay(self, name: str, policy: Cacher | Allocator, capacity: int) -> PackedReplay | None:
+        if not policy.learns:
+            return None
+        seed = derive_seed(self.seed, "rank", self.global_rank, name, "replay")
+        return PackedReplay(policy.transition_fields(), capacity, seed, self.device)
+
+    def policies(self) -> Iterator[tuple[str, Policy]]:
+        yield "cacher", self.cacher
+        yield "allocator", self.allocator
+
+    def configure_optimizers(self) -> list[Optimizer]:
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        by_name: dict[str, Optimizer] = {}
+        for owner, policy in self.policies():
+            policy.fused_optimizers = not scaled  # a fused step unscales gradients itself, after they are clipped
+            by_name |= {f"{owner}.{name}": optimizer for name, optimizer in policy.optimizers_by_name().items()}
+        self.optimizer_names = list(by_name)
+        self.learning_rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in by_name.items()}
+        return list(by_name.values())
+
+    def on_train_start(self) -> None:
+        optimizers = self.optimizers()
+        optimizers = optimizers if isinstance(optimizers, list) else [optimizers] if self.optimizer_names else []
+        self.optimizer = dict(zip(self.optimizer_names, optimizers, strict=True))
+        if self.restored is not None:
+            run_state.restore(self, self.restored)
+            self.restored = None
+        if self.compile_update and isinstance(self.allocator, ActorCriticAllocator):
+            own = {name: self.optimizer[f"allocator.{name}"].optimizer for name in ("critic", "actor")}
+            self.compiled = CompiledUpdate(self.allocator, own, self.loop.gradient_clip)
+        self.meters.start_clock(self.slots)
+
+    # -- the loop
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        with torch.autocast(self.device.type, enabled=False):  # physics, replay and targets stay in float32
+            self._play_frame()
+        self.frame += 1
+        self.slots += self.num_envs * self.scenario.slots_per_frame * self.trainer.world_size
+        if self.frame % self.loop.log_every_n_frames == 0:
+            self._log()
+
+    def _play_frame(self) -> None:
+        self._set_progress()
+        cells = self.env.observe()
+        if self.frame % self.scenario.frames_per_episode == 0:
+            self.cacher.start_episode(cells)
+        frame_state = self.cacher.state(cells) if self.frame_replay is not None else None
+        with self._networks():
+            cache = self.cacher.decide(cells, explore=True)
+        cells = cells.set("cache", amend_cache(self.scenario, cache))
+        slot_state = self.allocator.state(cells) if self.allocator.learns else None
+        for _ in range(self.scenario.slots_per_frame):
+            cells, slot_state = self._play_slot(cells, slot_state, cache)
+        if self.frame_replay is not None and frame_state is not None:
+            reward = cells["reward", "frame"]
+            self.frame_replay.extend(self.cacher.transition(frame_state, cache, reward, self.cacher.state(cells)))
+            self._update("cacher", self.frame_replay, self.loop.updates_per_frame)
+        if (self.frame + 1) % self.scenario.frames_per_episode == 0:
+            self.env.reset()
+
+    def _play_slot(self, cells: TensorDict, state: Tensor | None, cache: Tensor) -> tuple[TensorDict, Tensor | None]:
+        """Decide, step, store and learn; returns the next slot's observation and allocator state."""
+        self.cacher.observe(cells)
+        with self._networks():
+            raw = (
+                self.allocator.decide(cells, explore=True) if state is None else self.allocator.act(state, explore=True)
+            )
+        following = self.env.play(cache, raw)
+        self.meters.add(slot_metrics(self.scenario, following["served"], cells["attached"]))
+        if state is None or self.slot_replay is None:
+            return following, None
+        hit = hits(cells["cache"], cells["request"])
+        shares = amend_allocation(raw, hit, cells["attached"])
+        next_state = self.allocator.state(following)
+        self.slot_replay.extend(self.allocator.transition(state, shares, following["served"], next_state))
+        self._update("allocator", self.slot_replay, self.loop.updates_per_slot)
+        return following, next_state
+
+    def _update(self, owner: str, replay: PackedReplay, times: int) -> None:
+        policy, batch_size, warmup = (
+            (self.cacher, self.loop.frame_batch_size, self.loop.frame_warmup)
+            if owner == "cacher"
+            else (self.allocator, self.loop.slot_batch_size, self.loop.slot_warmup)
+        )
+        if len(replay) < max(warmup, 1):
+            return
+        for _ in range(times):
+            batch = replay.sample(batch_size)
+            metrics = self._compiled_update(batch) if owner == "allocator" else None
+            if metrics is None:
+                with self._networks():
+                    metrics = policy.update(batch, partial(self._minimise, owner))
+            self.meters.add({f"{owner}/{key}": value for key, value in metrics.items()})
+
+    def _compiled_update(self, batch: dict[str, Tensor]) -> Metrics | None:
+        """The update as one graph; None where that is not asked for, or not possible here."""
+        if self.compiled is None:
+            return None
+        generator = self.allocator.generator.get_state()
+        try:
+            metrics = self.compiled(batch)
+        except Exception as error:  # of any of the compiler's many kinds; nothing has been changed yet
+            if self.compiled.ran:
+                raise
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            print(f"compile: not possible here ({reason.strip()}); going on without", file=sys.stderr)
+            self.allocator.generator.set_state(generator)
+            self.compiled = None
+            return None
+        for name, loss in metrics.items():
+            if not math.isfinite(loss.item()):
+                raise NonFiniteError(self._origin(f"the allocator's {name} is {loss.item()}"))
+        self.gradient_steps += 2
+        return metrics
+
+    def _minimise(self, owner: str, name: str, loss: Tensor) -> None:
+        """One gradient step on one optimizer's parameters; no other parameter gets a gradient."""
+        if not math.isfinite(loss.item()):
+            raise NonFiniteError(self._origin(f"the {name} loss of the {owner} is {loss.item()}"))
+        optimizer = self.optimizer[f"{owner}.{name}"]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for p in parameters:
+            p.grad = None
+        self.manual_backward(loss, inputs=parameters)
+        average_gradients(parameters, self.trainer.world_size)
+        optimizer.step()
+        self.gradient_steps += 1
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        # Here gradients are unscaled whatever the precision.
+        clip_gradients([p for group in optimizer.param_groups for p in group["params"]], self.loop.gradient_clip)
+
+    def _set_progress(self) -> None:
+        for owner, policy in self.policies():
+            policy.progress = self.frame / self.frames
+            for name, rate in self.learning_rates.items():
+                if name.startswith(owner):
+                    for group in self.optimizer[name].param_groups:
+                        group["lr"] = rate * policy.learning_rate_factor
+
+    def _networks(self) -> AbstractContextManager[Any]:
+        """The configured precision, for what networks compute."""
+        return self.trainer.precision_plugin.forward_context()
+
+    def _origin(self, what: str) -> str:
+        """`what`, and the first parameter that is not finite, if one is."""
+        for name, parameter in self.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                return f"frame {self.frame}: {what}; parameter {name} holds NaN or infinity"
+        return (
+            f"frame {self.frame}: {what}; all parameters are finite, so it arose in this loss's inputs or forward pass"
+        )
+
+    # -- what others see of it
+
+    def _log(self) -> None:
+        counters = {"frame": self.frame, "slots": self.slots, "gradient_steps": self.gradient_steps}
+        self.last_log = counters | self.meters.take(self.slots)
+        for logger in self.loggers:
+            logger.log_metrics(self.last_log, step=self.frame)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        run_state.save(self, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.restored = run_state.mine(self, checkpoint)
+        # A run that was complete and is now made longer: its last batch is no longer the last.
+        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False

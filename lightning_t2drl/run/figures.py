@@ -1,0 +1,104 @@
+"""Pictures of one run, drawn from the files it wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from cycler import cycler
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+
+from lightning_t2drl.loop.metrics import DELAY_PARTS
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+DELAY_LABELS = {"access_delay": "radio access", "generation_delay": "generation", "backhaul_delay": "backhaul"}
+
+
+def style() -> None:
+    """One look for all figures: readable in a column of a paper."""
+    plt.rcParams.update(
+        {
+            "figure.dpi": 150,
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.3,
+            "legend.frameon": False,
+            "axes.prop_cycle": cycler(color=PALETTE),
+        }
+    )
+
+
+def save(figure: Any, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
+    plt.close(figure)
+    return path
+
+
+def draw_run(output_dir: Path, results: dict[str, Any] | None) -> list[Path]:
+    """Learning curve, hit ratio and delay parts of a finished run.
+
+    Args:
+        output_dir: holds `metrics.csv` and, if there were evaluations, `evaluations.csv`.
+        results: the content of `evaluation.json`, or None without a final evaluation.
+    """
+    style()
+    metrics = pd.read_csv(output_dir / "metrics.csv") if (output_dir / "metrics.csv").exists() else None
+    evaluations = output_dir / "evaluations.csv"
+    evaluated = pd.read_csv(evaluations) if evaluations.exists() else None
+    paths = []
+    if metrics is not None and len(metrics):
+        for column, label, file in (
+            ("utility", "utility per slot", "learning_curve.png"),
+            ("hit_ratio", "model hit ratio", "hit_ratio.png"),
+        ):
+            figure, axes = plt.subplots(figsize=(5, 3))
+            _curve(axes, metrics, evaluated, column, label)
+            _references(axes, results, column)
+            axes.legend(loc="best")
+            paths.append(save(figure, output_dir / "figures" / file))
+    if results is not None:
+        paths.append(_delay_parts(results, output_dir / "figures" / "delay_parts.png"))
+    return paths
+
+
+def _curve(axes: Axes, metrics: pd.DataFrame, evaluated: pd.DataFrame | None, column: str, label: str) -> None:
+    axes.plot(metrics["frame"], metrics[column], color=PALETTE[0], alpha=0.35, lw=1, label="training, with exploration")
+    if evaluated is not None:
+        mean, error = evaluated[column], evaluated[f"{column}_standard_error"]
+        axes.plot(evaluated["frame"], mean, color=PALETTE[0], lw=1.8, marker="o", ms=3, label="evaluation")
+        axes.fill_between(evaluated["frame"], mean - 2 * error, mean + 2 * error, color=PALETTE[0], alpha=0.2, lw=0)
+    axes.set_xlabel("frame")
+    axes.set_ylabel(label)
+
+
+def _references(axes: Axes, results: dict[str, Any] | None, column: str) -> None:
+    if results is None:
+        return
+    others = [(name, scheme) for name, scheme in results["schemes"].items() if name != results["name"]]
+    for (name, scheme), color in zip(others, PALETTE[1:], strict=False):
+        axes.axhline(scheme[column]["mean"], color=color, ls="--", lw=1, label=name)
+
+
+def _delay_parts(results: dict[str, Any], path: Path) -> Path:
+    """Where the time of one request goes: stacked mean delays of every scheme."""
+    names = list(results["schemes"])
+    figure, axes = plt.subplots(figsize=(5, 0.7 + 0.45 * len(names)))
+    left = [0.0] * len(names)
+    for part, color in zip(DELAY_PARTS, PALETTE, strict=False):
+        seconds = [results["schemes"][name][part]["mean"] for name in names]
+        axes.barh(names, seconds, left=left, color=color, label=DELAY_LABELS[part], height=0.6)
+        left = [a + b for a, b in zip(left, seconds, strict=True)]
+    axes.axvline(results["deadline"], color="#333333", ls=":", lw=1, label="deadline")
+    axes.invert_yaxis()
+    axes.set_xlabel("mean delay of a request in s")
+    axes.grid(axis="y", visible=False)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.35), ncols=4, fontsize=8, columnspacing=1.0)
+    return save(figure, path)

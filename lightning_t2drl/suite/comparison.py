@@ -1,0 +1,276 @@
+"""A suite's results as Markdown tables with intervals, and as figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from rliable import library, metrics
+from scipy.stats import bootstrap
+
+from lightning_t2drl.run.figures import PALETTE, save, style
+from lightning_t2drl.run.schemas import SuiteConfig
+
+REPETITIONS = 2000
+
+
+def bootstrapped(scores: dict[str, Any], aggregate: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Point and interval estimates of `aggregate` by rliable, which draws from NumPy's global generator."""
+    before = np.random.get_state()
+    np.random.seed(0)
+    try:
+        return library.get_interval_estimates(scores, aggregate, reps=REPETITIONS)
+    finally:
+        np.random.set_state(before)
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Interquartile mean over seeds and its 95 % stratified bootstrap interval (rliable)."""
+    if len(values) < 2:
+        return float(values.mean()), float("nan"), float("nan")
+    scores = {"scheme": values.reshape(-1, 1)}
+    point, bounds = bootstrapped(scores, lambda x: np.array([metrics.aggregate_iqm(x)]))
+    low, high = bounds["scheme"].flatten()
+    return float(point["scheme"][0]), float(low), float(high)
+
+
+def _cells(values: np.ndarray, digits: int) -> str:
+    mean, low, high = interval(values)
+    return f"{mean:.{digits}f}" if np.isnan(low) else f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def _gain(ours: np.ndarray, theirs: np.ndarray) -> str:
+    """How much more ours is in percent, in the mean; a share of what is not positive would mean nothing."""
+    if theirs.min() <= 0:
+        return "-"
+    return f"{round(100 * ((ours / theirs).mean() - 1), 2) + 0.0:+.2f} %"  # no sign on what rounds to nothing
+
+
+def loading_costs(results: pd.DataFrame) -> bool:
+    """Whether any run paid for loading models, so that utility less loading is another quantity."""
+    return not np.allclose(results["net_utility"], results["utility_played"])
+
+
+def summary_rows(results: pd.DataFrame, suite: SuiteConfig) -> list[dict[str, str]]:
+    """One row per value and scheme: utility, hit ratio, improvements, share of the way to the best."""
+    rows = []
+    charged = loading_costs(results)
+    for value, group in results.groupby("value", dropna=False):
+        for scheme, own in group.groupby("scheme", sort=False):
+            columns = ("utility", "hit_ratio", "reference_utility", "reference_hit_ratio", "best_utility")
+            utility, hits, low_utility, low_hits, best = (own[column].to_numpy() for column in columns)
+            way = ((utility - low_utility) / (best - low_utility)).round(6) + 0.0
+            row = {} if suite.sweep is None else {suite.sweep: f"{value:g}"}
+            row |= {
+                "scheme": str(scheme),
+                "seeds": str(len(own)) if own["seed"].notna().any() else "-",
+                "utility per slot": _cells(utility, 4),
+                "hit ratio": _cells(hits, 3),
+                "utility vs " + suite.reference: _gain(utility, low_utility),
+                "hit ratio vs " + suite.reference: _gain(hits, low_hits),
+                "of " + suite.best: _cells(100 * utility / best, 2) + " %",
+                "of the way": _cells(100 * way, 1) + " %",
+            }
+            if charged:
+                row["utility less loading"] = _cells(own["net_utility"].to_numpy(), 4)
+            if "training_seconds" in own and own["training_seconds"].notna().any():
+                row["training s"] = f"{own['training_seconds'].median():.0f}"
+            rows.append(row)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return [{name: row.get(name, "-") for name in names} for row in rows]
+
+
+PUBLISHED = {"hit_ratio": 56.01, "utility": 37.29}  # percent over the benchmark schemes, "up to" (arXiv 2411.01458)
+LABELS = {"utility": "utility", "hit_ratio": "hit ratio"}
+
+
+def improvements(results: pd.DataFrame, suite: SuiteConfig) -> pd.DataFrame:
+    """What the first learner is ahead of each other scheme but the best, in percent of that scheme's mean over seeds.
+
+    Not a number where that mean is not positive.
+
+    Returns:
+        Columns `scheme`, `place` (the swept value, as a key), `utility` and `hit_ratio`.
+    """
+    ours = next(iter(suite.learners))
+    means = results.groupby(["scheme", "value"], sort=False, dropna=False)[list(LABELS)].mean()
+    parts = []
+    for scheme in [s for s in dict.fromkeys(results["scheme"]) if s not in (ours, suite.best)]:
+        theirs = means.loc[scheme]
+        gain = (100 * (means.loc[ours] / theirs.where(theirs > 0) - 1)).reset_index()  # of nothing there is no share
+        gain.insert(0, "scheme", scheme)
+        gain.insert(1, "place", [f"{suite.sweep}={v:g}" if suite.sweep else "" for v in gain.pop("value")])
+        parts.append(gain)
+    return pd.concat(parts, ignore_index=True)
+
+
+def largest_improvements(results: pd.DataFrame, suite: SuiteConfig) -> list[str]:
+    """Where the first learner is furthest ahead of each other scheme."""
+    lines = []
+    for scheme, gain in improvements(results, suite).groupby("scheme", sort=False):
+        parts = []
+        for key, label in LABELS.items():
+            known = gain.dropna(subset=[key])
+            if len(known):
+                most = known.loc[known[key].idxmax()]
+                parts.append(f"{label} {most[key]:+.2f} %" + (f" at {most['place']}" if most["place"] else ""))
+        ours = next(iter(suite.learners))
+        lines.append(f"- {ours} over {scheme}{', at most' if suite.sweep else ''}: {', '.join(parts)}")
+    return lines
+
+
+def gathered_improvements(directories: list[Path], suite: SuiteConfig) -> list[str]:
+    """The largest improvements over all of several sweeps, over any scheme that does not learn, beside the paper's."""
+    tables = [pd.read_csv(directory / "gains.csv") for directory in directories]
+    gains = pd.concat(tables, ignore_index=True)
+    gains = gains[gains["scheme"].isin(suite.fixed)]
+    lines = []
+    for key, label in LABELS.items():
+        most = gains.loc[gains[key].idxmax()]
+        lines.append(
+            f"- largest gain in {label}: {most[key]:+.2f} % over {most['scheme']} at {most['place']} "
+            f"(paper: up to +{PUBLISHED[key]} %)"
+        )
+    names = ", ".join(directory.name for directory in directories)
+    return [f"Over the sweeps {names}, of {next(iter(suite.learners))} over the schemes that do not learn:", "", *lines]
+
+
+def difference_interval(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of the difference of two means over seeds (scipy, percentiles)."""
+
+    def difference(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
+        return a.mean(axis) - b.mean(axis)
+
+    rng = np.random.default_rng(0)
+    found = bootstrap((ours, theirs), difference, n_resamples=REPETITIONS, method="percentile", rng=rng)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def probability_of_improvement(results: pd.DataFrame, suite: SuiteConfig) -> list[str]:
+    """For every pair of learners, the probability that a run of one beats one of the other (rliable)."""
+    lines = []
+    learners = list(suite.learners)
+    for i, ours in enumerate(learners):
+        for theirs in learners[i + 1 :]:
+            matrices = [
+                results[results["scheme"] == name].pivot_table(
+                    index="seed", columns="value", values="utility", dropna=False
+                )
+                if suite.sweep
+                else results[results["scheme"] == name][["utility"]]
+                for name in (ours, theirs)
+            ]
+            x, y = (matrix.to_numpy() for matrix in matrices)
+            if len(x) < 2:
+                continue
+            point, bounds = bootstrapped({"pair": (x, y)}, metrics.probability_of_improvement)
+            low, high = np.asarray(bounds["pair"]).flatten()
+            least, most = difference_interval(x.mean(1), y.mean(1))
+            lines.append(
+                f"- P({ours} > {theirs}) = {float(np.asarray(point['pair'])):.2f} [{low:.2f}, {high:.2f}]; "
+                f"difference of mean utility {x.mean() - y.mean():+.4f} [{least:+.4f}, {most:+.4f}]"
+            )
+    return lines
+
+
+def write_tables(
+    results: pd.DataFrame, suite: SuiteConfig, directory: Path, provenance: list[str], gathered: list[Path]
+) -> None:
+    """`README.md` with provenance, table and comparisons, and `gains.csv`.
+
+    Args:
+        results: of `collect`.
+        suite: what was run.
+        directory: where to.
+        provenance: lines on how the results came about.
+        gathered: directories of other suites whose gains are compared as well.
+    """
+    rows = summary_rows(results, suite)
+    names = list(rows[0])
+    lines = [f"# Suite {suite.name}", "", *provenance, ""]
+    lines += [
+        "Interquartile mean over training seeds with 95 % stratified bootstrap intervals in brackets; schemes that"
+    ]
+    lines += [
+        f"do not train have one row. 'Of the way': from {suite.reference} (0 %) to {suite.best} (100 %) in utility.",
+        "",
+    ]
+    lines += ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    lines += ["| " + " | ".join(row[name] for name in names) + " |" for row in rows]
+    comparisons = probability_of_improvement(results, suite)
+    lines += ["", *comparisons] if comparisons else []
+    if suite.learners:
+        improvements(results, suite).to_csv(directory / "gains.csv", index=False)
+        lines += ["", *largest_improvements(results, suite)]
+    if gathered:
+        lines += ["", *gathered_improvements(gathered, suite)]
+    lines += ["", f"![{suite.name}](figure.png)"]
+    lines += ["", "![Learning curves](curves.png)"] if suite.curves else []
+    (directory / "README.md").write_text("\n".join(lines) + "\n")
+
+
+def draw_comparison(results: pd.DataFrame, suite: SuiteConfig, directory: Path) -> Path:
+    """Utility, that less the cost of loading where there is any, and hit ratio: bars, or curves over a sweep."""
+    style()
+    quantities = {"utility": "utility per slot", "net_utility": "utility less loading", "hit_ratio": "model hit ratio"}
+    if not loading_costs(results):
+        del quantities["net_utility"]
+    figure, panels = plt.subplots(1, len(quantities), figsize=(4.25 * len(quantities), 3))
+    schemes = list(dict.fromkeys(results["scheme"]))
+    for axes, (column, label) in zip(panels, quantities.items(), strict=True):
+        for place, (scheme, color) in enumerate(zip(schemes, cycle(PALETTE), strict=False)):
+            own = results[results["scheme"] == scheme]
+            if suite.sweep is None:
+                mean, least, most = interval(own[column].to_numpy())
+                spread = None if np.isnan(least) else [[mean - least], [most - mean]]
+                axes.barh(place, mean, xerr=spread, color=color, height=0.65, capsize=3)
+                continue
+            stats = np.array([interval(part[column].to_numpy()) for _, part in own.groupby("value")])
+            values = sorted(own["value"].unique())
+            axes.plot(values, stats[:, 0], color=color, marker="o", ms=3, label=scheme)
+            low, high = (np.where(np.isnan(bound), stats[:, 0], bound) for bound in stats[:, 1:].T)
+            axes.fill_between(values, low, high, color=color, alpha=0.2, lw=0)
+        if suite.sweep is None:
+            axes.set_yticks(range(len(schemes)), schemes if axes is panels[0] else [""] * len(schemes))
+            axes.invert_yaxis()
+            axes.grid(axis="y", visible=False)
+            axes.set_xlabel(label)
+        else:
+            axes.set_xlabel(suite.sweep)
+            axes.set_ylabel(label)
+            if min(values) > 0 and max(values) / min(values) >= 20:
+                axes.set_xscale("log")
+    figure.tight_layout()
+    if suite.sweep is not None:
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=min(len(labels), 6)
+        )
+    return save(figure, directory / "figure.png")
+
+
+def draw_curves(curves: pd.DataFrame, results: pd.DataFrame, suite: SuiteConfig, directory: Path) -> Path:
+    """Utility over training by learner: the mean over seeds within their range, and the best scheme as a line."""
+    style()
+    values = [v for v in dict.fromkeys(curves["value"])]
+    figure, panels = plt.subplots(1, len(values), figsize=(4.5 * len(values), 3), squeeze=False, sharey=True)
+    for axes, value in zip(panels[0], values, strict=True):
+        here = curves[curves["value"] == value] if pd.notna(value) else curves
+        for color, (scheme, own) in zip(cycle(PALETTE), here.groupby("scheme", sort=False), strict=False):
+            table = own.pivot_table(index="slots", columns="seed", values="utility")
+            axes.plot(table.index, table.mean(axis=1), color=color, label=scheme)
+            axes.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=color, alpha=0.2, lw=0)
+        best = results[results["scheme"] == suite.best]
+        best = best[best["value"] == value] if pd.notna(value) else best
+        axes.axhline(best["utility"].mean(), color="black", lw=0.8, ls="--", label=suite.best)
+        axes.set_xlabel("slots")
+        axes.set_title("" if pd.isna(value) else f"{suite.sweep}={value:g}")
+    panels[0][0].set_ylabel("utility per slot")
+    panels[0][-1].legend(fontsize=7)
+    figure.tight_layout()
+    return save(figure, directory / "curves.png")

@@ -1,0 +1,95 @@
+"""From what the dual suggests to a feasible allocation, and its local improvement."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_t2drl.system.bounds.users import (
+    BANDWIDTH_SLACK,
+    CLOSE,
+    LATE,
+    ON_TIME,
+    STARVED,
+    TINY,
+    Plan,
+    Users,
+    choose,
+    put,
+)
+
+
+def _fill(users: Users, x: Tensor, mode: Tensor, rounds: int = 8) -> tuple[Tensor, Tensor]:
+    """The best bandwidth split for given steps and regimes, and the users' total utility; [*, n, U], [*, n].
+
+    b_u = max(s sqrt((1 - alpha) a_u / tau), least_u) with the s at which the shares sum to 1, found by Newton's method
+    from above on a function that is convex and piecewise linear in s; -inf where the least shares exceed 1.
+    """
+    least = torch.where((mode == ON_TIME) & users.attached, users.least_share(x), 0.0)
+    root = torch.where((mode == STARVED) | ~users.attached, 0.0, users.weight.sqrt())
+    total = 1 - BANDWIDTH_SLACK
+    possible = least.sum(-1, keepdim=True) <= total
+    least = torch.where(possible, least, 0.0)
+    scale = total / root.sum(-1, keepdim=True).clamp_min(TINY)
+    for _ in range(rounds):
+        free = root * scale > least
+        left = total - (least * ~free).sum(-1, keepdim=True)
+        scale = torch.minimum(scale, left.clamp_min(0.0) / (root * free).sum(-1, keepdim=True).clamp_min(TINY))
+    extra = (root * scale - least).clamp_min(0.0)
+    left = total - least.sum(-1, keepdim=True)
+    b = least + extra * (left / extra.sum(-1, keepdim=True).clamp_min(TINY)).clamp_max(1.0)  # exact, if not yet settled
+    return b, torch.where(possible.squeeze(-1), users.utility(x, b).sum(-1), -torch.inf)
+
+
+def _within_budget(users: Users, x: Tensor) -> Tensor:
+    """Grant the steps asked for, users with the fastest link first, until the budget is used up; [n, U]."""
+    order = users.link.masked_fill(x == 0, torch.inf).argsort(-1)
+    asked = x.gather(-1, order)
+    before = asked.cumsum(-1) - asked
+    granted = torch.minimum(asked, (users.budget - before).clamp_min(0.0))
+    granted = torch.where(granted > users.floor.gather(-1, order), granted, 0.0)  # steps below A1 buy nothing
+    return torch.zeros_like(x).scatter(-1, order, granted)
+
+
+def primal(users: Users, plans: list[Plan], bound: Tensor, rounds: int) -> tuple[Plan, Tensor]:
+    """The best of the plans, made feasible and improved up to `rounds` times where it misses the bound; and its value.
+
+    Both bound and value are of the users' total utility, [n].
+    """
+    late = Plan(users.link, torch.zeros_like(users.link), torch.full_like(plans[0].mode, LATE))  # always possible
+    best, best_value = late, torch.full_like(bound, -torch.inf)
+    for plan in (late, *plans):
+        # A plan may ride the deadline with all the bandwidth there is; it must stay feasible with a hair less.
+        shares = plan.bandwidth * (1 - 2 * BANDWIDTH_SLACK) / plan.bandwidth.sum(-1, keepdim=True).clamp_min(1.0)
+        x = torch.where(plan.mode == ON_TIME, torch.minimum(plan.steps, users.steps_in_time(shares)), plan.steps)
+        x = _within_budget(users, x)
+        b, value = _fill(users, x, plan.mode)
+        best = choose(value > best_value, Plan(b, x, plan.mode), best)
+        best_value = torch.maximum(value, best_value)
+    for _ in range(rounds):
+        rows = (best_value < bound - CLOSE * users.attached.sum(-1)).nonzero().squeeze(-1)
+        if len(rows) == 0:
+            break
+        better, value = _change_one(users.rows(rows), Plan(*(part[rows] for part in best)), best_value[rows])
+        best = put(best, rows, better)
+        best_value = best_value.index_copy(0, rows, value)
+    return best, best_value
+
+
+def _change_one(users: Users, plan: Plan, value: Tensor) -> tuple[Plan, Tensor]:
+    """The plan after the best change of one user's regime and steps (none, or all it can have), and its value [n]."""
+    count = users.link.shape[-1]
+    me = torch.eye(count, dtype=torch.bool, device=value.device).unsqueeze(1)  # [U, 1, U]: whose plan changes
+    spare = (users.budget - (plan.steps.sum(-1, keepdim=True) - plan.steps)).clamp_min(0.0)
+    most = torch.minimum(users.full, spare) * users.hit
+    best, best_value = plan, value
+    for steps in (most, torch.zeros_like(most)):
+        x = torch.where(me, steps, plan.steps)
+        for regime in (STARVED, LATE, ON_TIME):
+            mode = torch.where(me, regime, plan.mode)
+            b, values = _fill(users, x, mode)  # [U, n, U], [U, n]
+            top, who = values.max(0)
+            pick = who[None, :, None].expand(1, -1, count)
+            best = choose(top > best_value, Plan(*(part.gather(0, pick)[0] for part in (b, x, mode))), best)
+            best_value = torch.maximum(top, best_value)
+    return best, best_value

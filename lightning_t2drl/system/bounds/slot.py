@@ -1,0 +1,112 @@
+"""How good a slot can be: a proven upper bound, an allocation close to it, and the cache that is best on average.
+
+The slot's problem, for a given cache, is to choose shares b and steps x with sum b <= 1 and sum x <= L so that the
+users' mean utility is largest (system model, section 8). Split what may happen to a user into two classes, such as
+late and on time, and let k be the number of users in the second. For multipliers lambda, mu >= 0 let
+
+    v_u, w_u = suprema over (b, x) of the first and of the second class of [utility_u(b, x) - lambda b - mu x],
+    Phi_k(lambda, mu) = lambda + mu L + sum_u v_u + the sum of the k largest w_u - v_u.
+
+**Proof that max_k Phi_k / U is a bound.** Take a feasible (b, x) with k users in the second class. As sum b <= 1 and
+sum x <= L, sum_u utility_u <= lambda + mu L + sum_u [utility_u - lambda b_u - mu x_u], and each bracket is at most w_u
+for those k users and v_u for the others: at most Phi_k in all, whatever the multipliers, which may thus be chosen for
+each k on its own, and whatever the split, so that the least over several splits is a bound, too. That the count is
+kept is what closes the gap: without it the bound would grant fractions of the first A1 steps, and would miss deadlines
+by fractions of a user. So users are split into **active** hits (x > A1, steps that buy quality) and others, and, where
+that leaves a gap, into those on time and those late.
+
+The floor of l and the penalty chi are included, since nothing about utility_u is relaxed; only v and w must not be too
+small. They are exact over three regimes that together cover every (b, x), with b in [0, 1] and x in [A1, min(A3, L)]
+where active and x = 0 elsewhere (more steps only cost), see `Users.respond`:
+
+- starved, b = 0: l = -1 and late; the objective is linear in x, so x is at an end;
+- late: l taken as 1 - D / tau without its floor. That never exceeds the true l, and equals it where l > -1; where
+  l = -1 the starved regime has the same utility for less. D separates, so b = sqrt((1 - alpha) a / (tau lambda)),
+  cut at 1, and x is at an end;
+- on time, D <= tau: besides, b >= a / (tau - D_gen(x) - D_bh). The objective is jointly concave and, once b is
+  maximised out, of slope alpha / (A3 - A1) - (1 - alpha) B1 / tau - mu in x where the deadline does not bind and
+  alpha / (A3 - A1) - mu - lambda a B1 / (tau - D_gen(x) - D_bh)^2 where it does, without a jump between. So x = A1 if
+  the first is not positive; else where the second vanishes, cut to the interval and to what b = 1 can still deliver.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from lightning_t2drl.system.bounds.dual import dual
+from lightning_t2drl.system.bounds.primal import primal
+from lightning_t2drl.system.bounds.users import (
+    BY_ACTIVITY,
+    BY_DEADLINE,
+    CLOSE,
+    DEADLINE_SLACK,
+    Plan,
+    Users,
+    put,
+    users_of,
+)
+from lightning_t2drl.system.scenario import Scenario
+from lightning_t2drl.system.serving import cell_mean, serve
+
+
+def slot_bound(
+    scenario: Scenario,
+    request: Tensor,
+    input_bits: Tensor,
+    output_bits: Tensor,
+    gain: Tensor,
+    cache: Tensor,
+    attached: Tensor | None = None,
+    rounds: int = 2,
+    counts: int = 4,
+) -> TensorDict:
+    """Upper bound on a slot's utility for a given cache, and a feasible allocation near it.
+
+    Args:
+        scenario: the world's constants, on the same device as the tensors.
+        request, input_bits, output_bits, gain: [*, U] as for `serve`.
+        cache: bool [*, M].
+        attached: bool [*, U]; all when left out.
+        rounds: of local improvement of the allocation; 0 keeps what the dual suggests.
+        counts: how many values of k get multipliers of their own; 0 leaves the plain dual, with one split.
+
+    Returns:
+        TensorDict of batch size [*]: `bound` [*] on the mean utility over attached users over all feasible allocations
+        (see the module's docstring for the proof), `achieved` [*] by `bandwidth` (shares) and `steps` [*, U].
+    """
+    batch = request.shape[:-1]
+    attached = torch.ones_like(request, dtype=torch.bool) if attached is None else attached
+
+    def flat(value: Tensor) -> Tensor:
+        return value.expand(*batch, value.shape[-1]).reshape(-1, value.shape[-1])
+
+    inputs = [flat(v) for v in (request, input_bits, output_bits, gain, cache, attached)]
+    users = users_of(scenario, *inputs)
+    bound, plan = _solve_slots(users, rounds, counts)
+    b, x = plan.bandwidth.float(), plan.steps.float()
+    request, input_bits, output_bits, gain, cache, attached = inputs
+    served = serve(scenario, request, input_bits, output_bits, gain, cache, b, x, attached)
+    achieved = cell_mean(served["utility"], attached)
+    bound = (bound / attached.sum(-1).clamp_min(1) + 1e-7).float()
+    bound = torch.nextafter(bound, torch.full_like(bound, torch.inf))  # rounded up
+    out = {"bound": bound, "achieved": achieved, "bandwidth": b, "steps": x}
+    out = {key: value.reshape(*batch, *value.shape[1:]) for key, value in out.items()}
+    return TensorDict(out, batch_size=batch, device=request.device)
+
+
+def _solve_slots(users: Users, rounds: int, counts: int) -> tuple[Tensor, Plan]:
+    """Bound on the users' total utility [n] and the best plan found, splitting by deadline where a gap is left."""
+    careful = replace(users, in_time=users.deadline * (1 - DEADLINE_SLACK))
+    bound, plans = dual(users, BY_ACTIVITY, counts)
+    plan, value = primal(careful, plans, bound, rounds)
+    rows = (value < bound - CLOSE * users.attached.sum(-1)).nonzero().squeeze(-1)
+    if counts == 0 or len(rows) == 0:
+        return bound, plan
+    other, plans = dual(users.rows(rows), BY_DEADLINE, counts)
+    bound[rows] = torch.minimum(bound[rows], other)
+    plans.append(Plan(*(part[rows] for part in plan)))
+    return bound, put(plan, rows, primal(careful.rows(rows), plans, bound[rows], rounds)[0])

@@ -1,0 +1,160 @@
+"""What a slot's problem knows of each user, and each user's best answer to prices; see `slot` for the derivation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_t2drl.system import service
+from lightning_t2drl.system.channel import access_time
+from lightning_t2drl.system.scenario import Scenario
+from lightning_t2drl.system.serving import hits
+
+# `serve` works in float32. The bound counts delays a hair beyond the deadline as met and is rounded up; allocations
+# leave a hair of the deadline and of the bandwidth free.
+BOUND_LENIENCE, DEADLINE_SLACK, BANDWIDTH_SLACK = 1e-6, 2e-5, 1e-6
+STARVED, LATE, ON_TIME = 0, 1, 2
+# A user's options are these regimes without quality, then active; here they are split into two classes.
+BY_ACTIVITY, BY_DEADLINE = ((0, 1, 2), (3, 4, 5)), ((0, 1, 3, 4), (2, 5))
+Split = tuple[tuple[int, ...], tuple[int, ...]]
+CLOSE = 1e-5  # utility per user that is not worth a search
+TINY = 1e-300
+
+
+class Plan(NamedTuple):
+    """What the users of n slots get, [n, U] each."""
+
+    bandwidth: Tensor
+    steps: Tensor
+    mode: Tensor  # STARVED, LATE or ON_TIME
+
+
+@dataclass
+class Users:
+    """What the inner problem knows of each user, float64 [n, U]."""
+
+    link: Tensor  # a_u, s
+    fixed: Tensor  # delay beyond access at 0 steps (hit), or altogether (miss), s
+    hit: Tensor
+    attached: Tensor
+    floor: Tensor  # A1
+    full: Tensor  # A3
+    per_step: Tensor  # B1, s
+    alpha: float
+    deadline: float  # s
+    penalty: float
+    budget: float  # L
+    in_time: float  # what counts as meeting the deadline, s
+
+    @property
+    def weight(self) -> Tensor:
+        """(1 - alpha) a_u / tau: utility lost per unit of 1 / b."""
+        return (1 - self.alpha) * self.link / self.deadline
+
+    @property
+    def most(self) -> Tensor:
+        """The most steps of use to a hit."""
+        return self.full.clamp_max(self.budget)
+
+    def quality(self, x: Tensor) -> Tensor:
+        return torch.where(self.hit, ((x - self.floor) / (self.full - self.floor)).clamp(0, 1), 1.0)
+
+    def rest(self, x: Tensor) -> Tensor:
+        """Delay beyond access, s."""
+        return self.fixed + self.per_step * x * self.hit
+
+    def least_share(self, x: Tensor) -> Tensor:
+        """The bandwidth share that just meets the deadline; infinite where none does."""
+        left = self.in_time - self.rest(x)
+        return torch.where(left > 0, self.link / left.clamp_min(TINY), torch.inf)
+
+    def steps_in_time(self, b: Tensor) -> Tensor:
+        """The most steps that meet the deadline with a share b; 0 where none do."""
+        left = self.in_time - self.fixed - self.link / b.clamp_min(TINY)
+        return (left / self.per_step.clamp_min(TINY)).clamp_min(0.0)
+
+    def utility(self, x: Tensor, b: Tensor) -> Tensor:
+        """The users' true utility, floor and penalty included; [*, n, U]."""
+        delay = self.link / b.clamp_min(TINY) + self.rest(x)
+        latency = (1 - delay / self.deadline).clamp_min(-1.0)
+        out = self.alpha * self.quality(x) + (1 - self.alpha) * latency - self.penalty * (delay > self.deadline)
+        return out * self.attached
+
+    def rows(self, index: Tensor) -> Users:
+        """The same of some slots only."""
+        cut: dict[str, Any] = {f.name: v[index] for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
+        return replace(self, **cut)
+
+    def respond(self, price: Tensor, step_price: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Each user's best (b, x) at the prices lambda, mu [n, 1] under each option; see the module's docstring.
+
+        Returns:
+            Value net of prices, bandwidth share and steps, each [6, n, U], see `BY_ACTIVITY`. The value of what cannot
+            be is -inf.
+        """
+        quality_slope = self.alpha / (self.full - self.floor) - step_price
+        slope = quality_slope - (1 - self.alpha) * self.per_step / self.deadline
+        per_step = self.per_step.clamp_min(TINY)
+        spare = self.in_time - self.fixed
+        bent = (spare - (price * self.link * per_step / quality_slope.clamp_min(TINY)).sqrt()) / per_step
+        bent = torch.maximum(torch.where(slope > 0, bent, self.floor), self.floor)
+        reach = self.steps_in_time(torch.ones_like(spare))
+        most = self.most
+        active = torch.stack(
+            (
+                torch.where(quality_slope > 0, most, self.floor),
+                torch.where(slope > 0, most, self.floor),
+                torch.minimum(torch.minimum(bent, most), reach),
+            )
+        )
+        x = torch.stack((torch.zeros_like(active), active))  # [2, modes, n, U]
+        wish = (self.weight / price).sqrt().clamp_max(1.0)
+        least = self.least_share(x[:, ON_TIME])
+        b = torch.stack((torch.zeros_like(x[:, STARVED]), wish.expand_as(least), torch.maximum(wish, least)), 1)
+        b = b.clamp_max(1.0)
+        latency = (1 - self.alpha) * (1 - self.rest(x) / self.deadline) - self.weight / b.clamp_min(TINY)
+        latency[:, STARVED] = self.alpha - 1
+        latency[:, :ON_TIME] -= self.penalty
+        value = self.alpha * self.quality(x) + latency - price * b - step_price * x
+        value[:, ON_TIME].masked_fill_(least > 1 + 1e-9, -torch.inf)  # the tolerance forgives rounding
+        value[1].masked_fill_(~self.hit | (most <= self.floor), -torch.inf)
+        value = torch.where(self.attached, value, 0.0)
+        return value.flatten(0, 1), (b * self.attached).flatten(0, 1), (x * self.hit).flatten(0, 1)
+
+
+def users_of(
+    scenario: Scenario, request: Tensor, d_in: Tensor, d_out: Tensor, gain: Tensor, cache: Tensor, attached: Tensor
+) -> Users:
+    hit = hits(cache, request) & attached
+    miss = attached & ~hit
+    backhaul = (d_in.double() + d_out.double()) * miss * miss.sum(-1, keepdim=True) / scenario.backhaul_rate
+    curve = service.profile(scenario, request)
+    full = curve.full_steps.double()
+    beyond = service.generation_delay(curve, torch.where(hit, 0.0, full))
+    return Users(
+        link=access_time(scenario, gain, d_in, d_out).double(),
+        fixed=beyond.double() + backhaul,
+        hit=hit,
+        attached=attached,
+        floor=curve.floor_steps.double(),
+        full=full,
+        per_step=curve.seconds_per_step.double(),
+        alpha=scenario.alpha,
+        deadline=scenario.deadline,
+        penalty=scenario.deadline_penalty,
+        budget=scenario.step_budget,
+        in_time=scenario.deadline * (1 + BOUND_LENIENCE),
+    )
+
+
+def put(plan: Plan, rows: Tensor, part: Plan) -> Plan:
+    """A copy of the plan with some slots' replaced."""
+    return Plan(*(old.index_copy(0, rows, new) for old, new in zip(plan, part, strict=True)))
+
+
+def choose(first: Tensor, plan: Plan, other: Plan) -> Plan:
+    """Slot by slot the one plan or the other, by bool [n]."""
+    return Plan(*(torch.where(first.unsqueeze(-1), a, b) for a, b in zip(plan, other, strict=True)))

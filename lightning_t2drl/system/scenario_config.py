@@ -1,0 +1,325 @@
+"""The keys of `configs/env/*.yaml`: read in everyday units, checked once, converted to SI units."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from lightning_t2drl.errors import UserError
+from lightning_t2drl.registry import typed
+from lightning_t2drl.system.scenario import Scenario
+
+BITS_PER_MB = 8e6
+BITS_PER_GB = 8e9
+LARGEST_SI = 1e30  # of any override in SI units; the limits proper are those of the config keys
+
+
+def config_root() -> Path:
+    """The shipped configs: `configs/` of a clone, `lightning_t2drl/configs` of an installed package."""
+    spec = find_spec("lightning_t2drl.configs")
+    if spec is None or spec.origin is None:
+        raise UserError("lightning_t2drl.configs: not installed; run pip install . in the project's directory")
+    return Path(spec.origin).parent
+
+
+CONFIG_ROOT = config_root()
+
+
+@dataclass
+class ServiceConfig:
+    """Fitted quality and delay curves; every key is one number for all models or a list of one per model."""
+
+    floor_steps: Any = 60.0
+    worst_metric: Any = 110.0
+    full_steps: Any = 170.0
+    best_metric: Any = 28.0
+    seconds_per_step: Any = 0.18
+    base_seconds: Any = 5.74
+
+
+@dataclass
+class ScenarioConfig:
+    """The keys of `configs/env/*.yaml` that describe the world, in the units their names carry."""
+
+    name: str = "paper"
+    frames_per_episode: int = 10
+    slots_per_frame: int = 10
+    cells: int = 1
+    users: int = 10
+    storage_capacity_gb: float = 20.0
+    model_storage_gb: list[float] = field(default_factory=lambda: [4.3, 6.9, 2.1, 5.2, 3.4, 7.7, 2.6, 4.9, 3.1, 6.0])
+    zipf_skewness: list[float] = field(default_factory=lambda: [0.6, 1.0, 1.4])
+    popularity_transition: list[list[float]] = field(
+        default_factory=lambda: [[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]]
+    )
+    popularity_change_every: int | None = None
+    ranking: str = "fixed"
+    ranking_seed: int = 0
+    popularity_observation: str = "state"
+    input_mb: list[float] = field(default_factory=lambda: [5.0, 10.0])
+    output_mb: list[float] = field(default_factory=lambda: [5.0, 10.0])
+    bandwidth_mhz: float = 20.0
+    user_power_dbm: float = 23.0
+    station_power_dbm: float = 43.0
+    noise_density_dbm_hz: float = -174.0
+    radius: float = 250.0
+    min_distance: float = 10.0
+    rician_factor_db: float = 6.0
+    mobility_memory: float = 0.8
+    mean_speed: float = 0.0
+    speed_deviation: float = 1.5
+    slot_duration: float | None = None
+    backhaul_mbps: float = 50.0
+    step_budget: float = 1000.0
+    service: ServiceConfig = field(default_factory=ServiceConfig)
+    alpha: float = 0.5
+    deadline: float = 60.0
+    deadline_penalty: float = 0.5
+    switch_cost_per_gb: float = 0.0
+
+
+# Scenario field -> (config key, factor): lets `load_scenario` take SI overrides by field name.
+_SI_OVERRIDES: dict[str, tuple[str, float]] = {
+    "storage_capacity": ("storage_capacity_gb", 1 / BITS_PER_GB),
+    "model_storage": ("model_storage_gb", 1 / BITS_PER_GB),
+    "input_bits": ("input_mb", 1 / BITS_PER_MB),
+    "output_bits": ("output_mb", 1 / BITS_PER_MB),
+    "bandwidth": ("bandwidth_mhz", 1e-6),
+    "backhaul_rate": ("backhaul_mbps", 1e-6),
+    "switch_cost": ("switch_cost_per_gb", BITS_PER_GB),
+}
+_POWER_OVERRIDES = {
+    "user_power": "user_power_dbm",
+    "station_power": "station_power_dbm",
+    "noise_density": "noise_density_dbm_hz",
+    "rician_factor": "rician_factor_db",
+}
+
+
+def load_scenario(name: str = "paper", **overrides: Any) -> Scenario:
+    """The scenario that `env=NAME` describes.
+
+    Args:
+        name: a file of `configs/env/` without its ending (`paper`, `drift`, ...).
+        **overrides: config keys in their units (`bandwidth_mhz=10`) or fields of `Scenario` in SI units
+            (`bandwidth=10e6`); keys of `service` go by their own names (`full_steps=150`).
+
+    Raises:
+        UserError: the scenario, a key or a value is not one that can be.
+    """
+    path = CONFIG_ROOT / "env" / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml") if not p.stem.startswith("_")))
+        raise UserError(f"env={name}: no such scenario; there are {known}")
+    content = OmegaConf.to_container(_load_env_file(path), resolve=True)
+    assert isinstance(content, dict)
+    values: dict[str, Any] = {k: v for k, v in content.items() if k in ScenarioConfig.__dataclass_fields__}
+    for name_given, given in overrides.items():
+        key, value = _in_config_units(name_given, given.tolist() if isinstance(given, Tensor) else given)
+        if key in ServiceConfig.__dataclass_fields__:
+            key, value = "service", {key: value}
+        both = isinstance(value, Mapping) and isinstance(values.get(key), Mapping)
+        values[key] = {**values[key], **value} if both else value
+    return build_scenario(typed(ScenarioConfig, values, "env"))
+
+
+def _in_config_units(key: str, value: Any) -> tuple[str, Any]:
+    """An override by `Scenario` field in SI units as the config key and unit behind it; others pass unchanged."""
+    if key in _SI_OVERRIDES:
+        many = isinstance(value, (list, tuple))
+        for number in value if many else [value]:
+            _Check.number(key, number, 0.0, LARGEST_SI)
+        key, factor = _SI_OVERRIDES[key]
+        return key, [v * factor for v in value] if many else value * factor
+    if key in _POWER_OVERRIDES:
+        _Check.number(key, value, 0.0, LARGEST_SI, exclusive=True)
+        return _POWER_OVERRIDES[key], 10 * math.log10(value) + (0.0 if key == "rician_factor" else 30.0)
+    return key, value
+
+
+def _load_env_file(path: Path) -> Any:
+    """An env file with the one it builds on (`defaults: [paper]`), as Hydra would compose it."""
+    content = OmegaConf.load(path)
+    assert isinstance(content, DictConfig)
+    bases = [d for d in content.pop("defaults", []) if d != "_self_"]
+    return OmegaConf.merge(*(_load_env_file(path.with_name(f"{base}.yaml")) for base in bases), content)
+
+
+def build_scenario(config: ScenarioConfig) -> Scenario:
+    """Check a scenario's config and convert it to SI units.
+
+    Raises:
+        UserError: one line naming the key (`env.KEY`) and what would be right.
+    """
+    check = _Check(config)
+    check.integers(
+        frames_per_episode=(1, 10**6),
+        slots_per_frame=(1, 10**6),
+        cells=(1, 1),
+        users=(1, 10**5),
+        ranking_seed=(0, 2**63 - 1),
+    )
+    models = check.vector("model_storage_gb", minimum=0.0, exclusive=True)
+    check.scalar("storage_capacity_gb", minimum=0.0, exclusive=True)
+    if min(models) > config.storage_capacity_gb:
+        raise UserError(
+            f"env.storage_capacity_gb: {config.storage_capacity_gb} holds no model; the smallest of "
+            f"env.model_storage_gb takes {min(models)}"
+        )
+    skewness = check.vector("zipf_skewness", minimum=0.0, maximum=50.0)
+    transition = check.transition_matrix("popularity_transition", len(skewness))
+    if config.ranking not in ("fixed", "shuffled"):
+        raise UserError(f"env.ranking: {config.ranking!r} is neither fixed nor shuffled")
+    if config.popularity_observation not in ("state", "frequencies"):
+        raise UserError(
+            f"env.popularity_observation: {config.popularity_observation!r} is neither state nor frequencies"
+        )
+    change_every = config.slots_per_frame if config.popularity_change_every is None else config.popularity_change_every
+    if change_every < 1:
+        raise UserError(f"env.popularity_change_every: {change_every} is below 1 slot")
+    for key in ("input_mb", "output_mb"):
+        check.interval(key)
+    for key in ("bandwidth_mhz", "radius", "min_distance", "backhaul_mbps", "step_budget", "deadline"):
+        check.scalar(key, minimum=0.0, exclusive=True, maximum=1e12)
+    for key in ("user_power_dbm", "station_power_dbm", "noise_density_dbm_hz", "rician_factor_db"):
+        check.scalar(key, minimum=-300.0, maximum=150.0)
+    for key in ("mean_speed", "speed_deviation"):
+        check.scalar(key, minimum=0.0, maximum=1e6)
+    for key in ("alpha", "mobility_memory"):
+        check.scalar(key, minimum=0.0, maximum=1.0)
+    for key in ("deadline_penalty", "switch_cost_per_gb"):
+        check.scalar(key, minimum=0.0, maximum=1e6)
+    if config.min_distance >= config.radius:
+        raise UserError(f"env.min_distance: {config.min_distance} m is not below env.radius {config.radius} m")
+    slot_duration = config.deadline if config.slot_duration is None else config.slot_duration
+    if not (0 <= slot_duration <= 1e9):
+        raise UserError(f"env.slot_duration: {slot_duration} s is not a finite time of 0 or more")
+    service = check.service(len(models))
+
+    return Scenario(
+        name=config.name,
+        frames_per_episode=config.frames_per_episode,
+        slots_per_frame=config.slots_per_frame,
+        cells=config.cells,
+        users=config.users,
+        models=len(models),
+        popularity_states=len(skewness),
+        storage_capacity=config.storage_capacity_gb * BITS_PER_GB,
+        model_storage=torch.tensor(models, dtype=torch.float64) * BITS_PER_GB,
+        zipf_skewness=torch.tensor(skewness),
+        popularity_transition=torch.tensor(transition),
+        popularity_change_every=change_every,
+        request_probability=_request_probability(skewness, len(models), config.ranking, config.ranking_seed),
+        popularity_observation=config.popularity_observation,
+        input_bits=(config.input_mb[0] * BITS_PER_MB, config.input_mb[1] * BITS_PER_MB),
+        output_bits=(config.output_mb[0] * BITS_PER_MB, config.output_mb[1] * BITS_PER_MB),
+        bandwidth=config.bandwidth_mhz * 1e6,
+        user_power=_watts(config.user_power_dbm),
+        station_power=_watts(config.station_power_dbm),
+        noise_density=_watts(config.noise_density_dbm_hz),
+        radius=config.radius,
+        min_distance=config.min_distance,
+        rician_factor=10 ** (config.rician_factor_db / 10),
+        mobility_memory=config.mobility_memory,
+        mean_speed=config.mean_speed,
+        speed_deviation=config.speed_deviation,
+        slot_duration=slot_duration,
+        backhaul_rate=config.backhaul_mbps * 1e6,
+        step_budget=config.step_budget,
+        alpha=config.alpha,
+        deadline=config.deadline,
+        deadline_penalty=config.deadline_penalty,
+        switch_cost=config.switch_cost_per_gb / BITS_PER_GB,
+        **service,
+    )
+
+
+def _watts(dbm: float) -> float:
+    return 10 ** (dbm / 10) / 1000
+
+
+def _request_probability(skewness: list[float], models: int, ranking: str, seed: int) -> Tensor:
+    """p_j(m) = rank_j(m)^(-gamma_j) / sum_n rank_j(n)^(-gamma_j), shape [J, M]."""
+    generator = torch.Generator().manual_seed(seed)
+    in_order = torch.arange(models)
+    ranks = torch.stack(
+        [torch.randperm(models, generator=generator) if ranking == "shuffled" else in_order for _ in skewness]
+    )
+    weight = (ranks + 1).double() ** -torch.tensor(skewness, dtype=torch.float64)[:, None]
+    return (weight / weight.sum(-1, keepdim=True)).float()
+
+
+class _Check:
+    """Range checks that name the key; each raises `UserError` with one line."""
+
+    def __init__(self, config: ScenarioConfig) -> None:
+        self.config = config
+
+    def integers(self, **ranges: tuple[int, int]) -> None:
+        for key, (low, high) in ranges.items():
+            value = getattr(self.config, key)
+            if not low <= value <= high:
+                limits = f"only {low} is supported" if low == high else f"must be from {low} to {high}"
+                raise UserError(f"env.{key}: {value}; {limits}")
+
+    def scalar(self, key: str, minimum: float, maximum: float = 1e12, exclusive: bool = False) -> None:
+        self.number(key, getattr(self.config, key), minimum, maximum, exclusive)
+
+    def vector(self, key: str, minimum: float, maximum: float = 1e12, exclusive: bool = False) -> list[float]:
+        values = list(getattr(self.config, key))
+        if not values:
+            raise UserError(f"env.{key}: the list is empty; it needs at least one number")
+        for value in values:
+            self.number(key, value, minimum, maximum, exclusive)
+        return [float(v) for v in values]
+
+    def interval(self, key: str) -> None:
+        values = self.vector(key, minimum=0.0, exclusive=True)
+        if len(values) != 2 or values[0] > values[1]:
+            raise UserError(f"env.{key}: {values} is not a range [low, high]")
+
+    def transition_matrix(self, key: str, states: int) -> list[list[float]]:
+        rows = [list(row) for row in getattr(self.config, key)]
+        if len(rows) != states or any(len(row) != states for row in rows):
+            raise UserError(f"env.{key}: needs {states} rows of {states} numbers, one per entry of env.zipf_skewness")
+        for number, row in enumerate(rows):
+            for value in row:
+                self.number(key, value, 0.0, 1.0, False)
+            if abs(sum(row) - 1) > 1e-6:
+                raise UserError(f"env.{key}: row {number} sums to {sum(row):g}, not to 1")
+        return rows
+
+    def service(self, models: int) -> dict[str, Tensor]:
+        out: dict[str, list[float]] = {}
+        for spec in fields(ServiceConfig):
+            value = getattr(self.config.service, spec.name)
+            values = list(value) if isinstance(value, (list, tuple)) else [value] * models
+            if len(values) != models:
+                raise UserError(
+                    f"env.service.{spec.name}: {len(values)} numbers for {models} models; give one, or one per model"
+                )
+            for v in values:
+                self.number(f"service.{spec.name}", v, -1e9 if "metric" in spec.name else 0.0, 1e9, False)
+            out[spec.name] = [float(v) for v in values]
+        tensors = {key: torch.tensor(values) for key, values in out.items()}  # compared in the precision that divides
+        if (tensors["full_steps"] <= tensors["floor_steps"]).any():
+            raise UserError("env.service.full_steps: must exceed env.service.floor_steps for every model")
+        if (tensors["best_metric"] == tensors["worst_metric"]).any():
+            raise UserError("env.service.best_metric: must differ from env.service.worst_metric for every model")
+        return tensors
+
+    @staticmethod
+    def number(key: str, value: Any, minimum: float, maximum: float, exclusive: bool = False) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise UserError(f"env.{key}: {value!r} is not a number")
+        if not math.isfinite(value) or value < minimum or value > maximum or (exclusive and value == minimum):
+            low = f"above {minimum:g}" if exclusive else f"at least {minimum:g}"
+            raise UserError(f"env.{key}: {value} is not a finite number {low} and at most {maximum:g}")

@@ -1,0 +1,79 @@
+"""Tables of a suite from made-up results whose answers are known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lightning_t2drl.run.schemas import LearnerConfig, SuiteConfig
+from lightning_t2drl.suite.comparison import (
+    difference_interval,
+    gathered_improvements,
+    improvements,
+    interval,
+    largest_improvements,
+    summary_rows,
+)
+
+SUITE = SuiteConfig(
+    name="made_up",
+    sweep="env.users",
+    values=[5, 40],
+    learners={"ours": LearnerConfig(experiment="t2drl_set")},
+    fixed={"rcars": ["random", "equal"], "oracle": ["oracle", "exact"]},
+)
+UTILITY = {("rcars", 5): 0.2, ("oracle", 5): 0.6, ("ours", 5): 0.5, ("rcars", 40): -0.1, ("oracle", 40): 0.1, ("ours", 40): 0.05}  # fmt: skip
+
+
+@pytest.fixture
+def results():
+    rows = []
+    for (scheme, users), utility in UTILITY.items():
+        for seed in (0, 1) if scheme == "ours" else (None,):
+            rows.append({"scheme": scheme, "value": float(users), "seed": seed, "utility": utility, "hit_ratio": 0.5,
+                         "net_utility": utility, "utility_played": utility, "reference_hit_ratio": 0.4,
+                         "reference_utility": UTILITY["rcars", users], "best_utility": UTILITY["oracle", users]})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_rows_say_how_far_each_scheme_is(results):
+    rows = {(row["env.users"], row["scheme"]): row for row in summary_rows(results, SUITE)}
+    ours = rows["5", "ours"]
+    assert ours["utility per slot"] == "0.5000 [0.5000, 0.5000]" and ours["seeds"] == "2"
+    assert ours["utility vs rcars"] == "+150.00 %" and ours["hit ratio vs rcars"] == "+25.00 %"
+    assert ours["of oracle"] == "83.33 [83.33, 83.33] %" and ours["of the way"] == "75.0 [75.0, 75.0] %"
+    assert rows["5", "rcars"]["utility vs rcars"] == "+0.00 %"
+
+
+def test_the_same_results_have_the_same_intervals_and_nobody_else_notices():
+    values = np.random.default_rng(0).normal(size=6)
+    np.random.seed(7)
+    expected = np.random.rand()
+    np.random.seed(7)
+    assert interval(values) == interval(values)
+    assert np.random.rand() == expected
+
+
+def test_no_share_of_what_is_not_positive(results):
+    rows = {(row["env.users"], row["scheme"]): row for row in summary_rows(results, SUITE)}
+    assert rows["40", "ours"]["utility vs rcars"] == "-" and rows["40", "ours"]["of the way"].startswith("75.0")
+    assert largest_improvements(results, SUITE) == [
+        "- ours over rcars, at most: utility +150.00 % at env.users=5, hit ratio +0.00 % at env.users=5"
+    ]
+
+
+def test_gains_over_several_sweeps_are_searched_together(results, tmp_path):
+    for name, factor in (("users-small", 1.0), ("storage-small", 2.0)):
+        (tmp_path / name).mkdir()
+        gains = improvements(results, SUITE)
+        gains.assign(utility=factor * gains["utility"]).to_csv(tmp_path / name / "gains.csv", index=False)
+    lines = gathered_improvements([tmp_path / "users-small", tmp_path / "storage-small"], SUITE)
+    assert "- largest gain in utility: +300.00 % over rcars at env.users=5 (paper: up to +37.29 %)" in lines
+
+
+def test_the_interval_of_a_difference_is_as_wide_as_its_standard_error_says():
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.normal(1.0, 0.1, 400), rng.normal(0.7, 0.2, 400)
+    low, high = difference_interval(ours, theirs)
+    error = (ours.var() / 400 + theirs.var() / 400) ** 0.5
+    assert low == pytest.approx(ours.mean() - theirs.mean() - 1.96 * error, abs=0.2 * error)
+    assert high == pytest.approx(ours.mean() - theirs.mean() + 1.96 * error, abs=0.2 * error)
