@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lightning_t2drl.loop.checkpoints import write_atomically
+from lightning_t2drl.files import write_atomically
 from lightning_t2drl.run.cli import compose_config
 from lightning_t2drl.suite.benchmark import commit
 from lightning_t2drl.system.scenario_config import CONFIG_ROOT

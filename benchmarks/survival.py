@@ -24,7 +24,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from lightning_t2drl.loop.checkpoints import in_order, load_checkpoint, write_atomically
+from lightning_t2drl.files import write_atomically
+from lightning_t2drl.loop.checkpoints import in_order, load_checkpoint
 from lightning_t2drl.loop.state import KEY
 from lightning_t2drl.run.cli import entry_point
 from lightning_t2drl.run.schemas import TrainConfig

@@ -9,7 +9,8 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from lightning_t2drl.loop.checkpoints import BEST, in_order, link_atomically, remove_leftovers
+from lightning_t2drl.files import link_atomically, remove_leftovers
+from lightning_t2drl.loop.checkpoints import BEST, in_order
 
 
 class FrameCheckpoint(Checkpoint):

@@ -13,6 +13,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from lightning_t2drl.errors import UserError
+from lightning_t2drl.files import sync_directory
 from lightning_t2drl.loop import state as run_state
 
 PATTERN = "frame=*.ckpt"
@@ -39,41 +40,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise UserError(f"{path}: the checkpoint cannot be written ({reason}); earlier ones are intact") from None
         finally:
             temporary.unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Make `text` the content of a file: at any instant the old content or the new is there, complete."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make renames in a directory survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def link_atomically(source: Path, target: Path) -> None:
-    """Make `target` another name of `source`'s content, in one step and without copying."""
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    os.link(source, temporary)
-    os.replace(temporary, target)
-    sync_directory(target.parent)
-
-
-def remove_leftovers(directory: Path) -> None:
-    """Delete what a process killed in the middle of a save left behind."""
-    for path in directory.glob(".*.tmp-*"):
-        path.unlink(missing_ok=True)
 
 
 def in_order(directory: Path) -> list[Path]:

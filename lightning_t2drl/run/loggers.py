@@ -13,7 +13,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.loop.checkpoints import write_atomically
+from lightning_t2drl.files import write_atomically
 from lightning_t2drl.run.schemas import TrainConfig
 
 EVALUATION = "evaluation/"

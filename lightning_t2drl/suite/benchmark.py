@@ -22,7 +22,7 @@ from rich.console import Console
 
 from lightning_t2drl.checks import one_of
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.loop.checkpoints import write_atomically
+from lightning_t2drl.files import write_atomically
 from lightning_t2drl.run.cli import compose_config, run, sweep
 from lightning_t2drl.run.evaluate import run_evaluation
 from lightning_t2drl.run.schemas import BenchmarkConfig, EvaluateConfig, SuiteConfig, TrainConfig, strict
