@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help train test format results clean
+.PHONY: help train test docs format results clean
 
 help:  ## list what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -11,11 +11,17 @@ train: $(STAMP)  ## set up if needed, then train experiment=quickstart
 	$(BIN)/python train.py experiment=quickstart
 
 test: export OMP_NUM_THREADS = 1
-test: $(STAMP)  ## set up if needed, then check format, lint, types and run the tests
+test docs: export NO_MKDOCS_2_WARNING = 1
+test: $(STAMP)  ## set up if needed, then check format, lint, types and documentation and run the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy lightning_t2drl callbacks
+	$(BIN)/python -m mkdocs build --strict --quiet
 	$(BIN)/pytest -n 2
+
+docs: $(STAMP)  ## build the documentation as a site, in build/site
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
 
 format: $(STAMP)  ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix .
@@ -25,7 +31,7 @@ results: $(STAMP)  ## run the headline suite on a small budget
 	$(BIN)/python benchmark.py suite=headline budget=small
 
 clean:  ## remove the virtual environment and caches
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 $(STAMP): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { \
