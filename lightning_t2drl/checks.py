@@ -1,18 +1,24 @@
-"""Range checks whose failure is one line that names the key."""
+"""Range checks of configs whose failure is one line that names the key."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from lightning_t2drl.errors import UserError
+
+
+class Misfit(UserError):
+    """A value that cannot be, named by its key within its own section; `registry.typed` puts the section before it."""
 
 
 def within(section: str, config: Any, **ranges: tuple[float, float]) -> None:
     """Check that numbers of a config lie in closed ranges.
 
     Args:
-        section: what stands before the key in the message, such as `allocator`; empty for top-level keys.
+        section: what stands before the key in the message, such as `loop`. Leave it empty in the `Config` of a class
+            that is named by `_target_`: whoever builds it knows the section.
         config: the object whose attributes are checked.
         **ranges: (lowest, highest) by attribute.
 
@@ -22,16 +28,16 @@ def within(section: str, config: Any, **ranges: tuple[float, float]) -> None:
     for key, (low, high) in ranges.items():
         value = getattr(config, key)
         if not (math.isfinite(value) and low <= value <= high):
-            raise UserError(f"{_name(section, key)}: {value} is not between {low:g} and {high:g}")
+            raise _refusal(section, key, f"{value} is not between {low:g} and {high:g}")
 
 
-def one_of(section: str, config: Any, **choices: tuple[str, ...]) -> None:
+def one_of(section: str, config: Any, **choices: Iterable[str]) -> None:
     """Check that strings of a config are among those there are; raises `UserError` otherwise."""
     for key, known in choices.items():
         value = getattr(config, key)
         if value not in known:
-            raise UserError(f"{_name(section, key)}: {value!r} is none of {', '.join(known)}")
+            raise _refusal(section, key, f"{value!r} is none of {', '.join(known)}")
 
 
-def _name(section: str, key: str) -> str:
-    return f"{section}.{key}" if section else key
+def _refusal(section: str, key: str, text: str) -> UserError:
+    return UserError(f"{section}.{key}: {text}") if section else Misfit(f"{key}: {text}")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Callable
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import lightning as L
 import torch
-from torch import Tensor
-from torch.optim import Optimizer
+from tensordict import TensorDict
+from torch import Tensor, nn
+from torch.optim import Adam, Optimizer
 
 from lightning_t2drl.errors import UserError
+from lightning_t2drl.seeding import derive_seed
 from lightning_t2drl.system.scenario import Scenario
 
 Metrics = dict[str, Tensor]
@@ -24,18 +25,23 @@ class Optimise(Protocol):
     """What a policy's `update` calls to take one gradient step: backward, averaging over ranks, clipping, step."""
 
     def __call__(self, name: str, loss: Tensor) -> None:
-        """Minimise `loss` with the optimizer that `configure_optimizers` returned under `name`."""
+        """Minimise `loss` with the optimizer that `optimizers_by_name` returned under `name`."""
 
 
-def derive_seed(seed: int, *labels: object) -> int:
-    """A seed for one purpose: the same for the same labels, unrelated for others; in [0, 2^63)."""
-    text = "/".join(str(part) for part in (seed, *labels))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+class Graph(NamedTuple):
+    """A decision as a function of tensors, as an exporter needs it."""
+
+    module: nn.Module  # its `forward` takes the inputs in order
+    inputs: dict[str, Tensor]  # of the right shapes and types; values do not matter
+    axes: dict[str, dict[int, str]]  # names of the axes left open, by input and position
+    output: str  # name of the result
 
 
-def make_generator(device: torch.device | str, seed: int, *labels: object) -> torch.Generator:
-    """A generator of its own for one purpose, see `derive_seed`."""
-    return torch.Generator(device=device).manual_seed(derive_seed(seed, *labels))
+class Exported(NamedTuple):
+    """What a policy is outside this project."""
+
+    graphs: dict[str, Graph]  # by name of the file
+    facts: dict[str, Any]  # plain values that whoever runs the graphs needs
 
 
 class Policy(L.LightningModule):
@@ -70,6 +76,10 @@ class Policy(L.LightningModule):
         """Start this policy's own randomness afresh."""
         self.generator.manual_seed(derive_seed(seed, *labels))
 
+    def adam(self, parameters: Iterable[nn.Parameter], rate: float) -> Adam:
+        """Adam at its defaults with learning rate `rate`; not fused where gradients are scaled."""
+        return Adam(parameters, lr=rate, fused=self.fused_optimizers)
+
     def optimizers_by_name(self) -> dict[str, Optimizer]:
         """The optimizers of this policy; the names are what `update` passes to `Optimise`."""
         return {}
@@ -84,6 +94,26 @@ class Policy(L.LightningModule):
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * min(self.progress, 1.0)))
 
+    def update(self, batch: TensorDict, optimise: Optimise) -> Metrics:
+        """One round of gradient steps on a batch of transitions [b], see `transition`; for policies that learn."""
+        raise NotImplementedError
+
+    def compile_update(self) -> None:
+        """Have what `update` computes compiled when it is first needed.
+
+        Raises:
+            UserError: there is nothing to compile.
+        """
+        raise UserError(f"compile: {type(self).__name__} has no gradient update to compile")
+
+    def export(self) -> Exported:
+        """The policy's decision for an operator.
+
+        Raises:
+            UserError: it cannot be had outside this project; the line says why.
+        """
+        raise self.refuse("has no network, so there is nothing to export")
+
     def extra_state(self) -> dict[str, Any]:
         """Plain values and tensors beyond parameters that an exact resume needs."""
         return {"generator": self.generator.get_state()}
@@ -93,4 +123,4 @@ class Policy(L.LightningModule):
 
     def refuse(self, message: str) -> UserError:
         """A `UserError` that starts with this policy's name."""
-        return UserError(f"{type(self).__name__}: {message}")
+        return UserError(f"{type(self).__name__} {message}")

@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
+from lightning_t2drl.checks import Misfit
 from lightning_t2drl.errors import UserError
 
 
@@ -38,6 +39,8 @@ def typed(schema: type, values: Mapping[str, Any], key: str) -> Any:
     values = {name: _rows_of_floats(value) for name, value in values.items()}
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+    except Misfit as error:
+        raise UserError(f"{key}.{error}" if key else str(error)) from None
     except OmegaConfBaseException as error:
         inner, owner, value = _culprit(schema, values)
         full = str(error.full_key or "")

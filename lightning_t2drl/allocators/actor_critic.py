@@ -10,19 +10,22 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from lightning_t2drl.accel.kernels import fast_products
+from lightning_t2drl.accel.compiling import Compiled
 from lightning_t2drl.allocators.base import Allocator
+from lightning_t2drl.allocators.graphs import AllocatorGraph, CriticGraph, observed
 from lightning_t2drl.checks import one_of, within
-from lightning_t2drl.loop.optimizers import adam
-from lightning_t2drl.networks.actors.diffusion import DiffusionActor, DirectActor
-from lightning_t2drl.networks.features import amending_facts
-from lightning_t2drl.networks.heads import HEADS, Head
-from lightning_t2drl.policy import LEARNING_RATE_SCHEDULES, Metrics, Optimise
+from lightning_t2drl.errors import UserError
+from lightning_t2drl.networks.features import State, UserFeatures
+from lightning_t2drl.networks.heads import Head
+from lightning_t2drl.policy import LEARNING_RATE_SCHEDULES, Exported, Graph, Metrics, Optimise
 from lightning_t2drl.registry import build, locate
-from lightning_t2drl.system import amend_allocation
+from lightning_t2drl.system.amender import amend_allocation
 from lightning_t2drl.system.scenario import Scenario
 from lightning_t2drl.system.serving import cell_mean
+
+SETS = "lightning_t2drl.networks.sets"
 
 
 @dataclass
@@ -30,19 +33,23 @@ class ActorCriticConfig:
     """Keys of `configs/allocator/{ddpg,d3pg}*.yaml` that both algorithms read."""
 
     _target_: str = ""
-    actor: Any = field(default_factory=lambda: {"_target_": "lightning_t2drl.networks.mlp.MLPTrunk"})
-    critic: Any = field(default_factory=lambda: {"_target_": "lightning_t2drl.networks.mlp.MLPCritic"})
-    critics: int = 1
-    head: str = "tanh"
-    head_scale: float = 3.0
-    step_scale: float = 60.0
-    actor_learning_rate: float = 3e-4
+    actor: Any = field(default_factory=lambda: {"_target_": f"{SETS}.SetTrunk"})
+    critic: Any = field(default_factory=lambda: {"_target_": f"{SETS}.SetCritic", "hidden": 128, "rounds": 1})
+    head: Any = field(default_factory=lambda: {"_target_": "lightning_t2drl.networks.heads.CompetitiveHead"})
+    critics: int = 2
+    actor_learning_rate: float = 1e-3
     critic_learning_rate: float = 1e-3
-    learning_rate_schedule: str = "constant"
-    discount: float = 0.99
+    learning_rate_schedule: str = "cosine"
+    discount: float = 0.0
     target_rate: float = 0.005
-    exploration_noise: float = 0.2
-    exploration_noise_end: float = 0.05
+    exploration_noise: float = 0.3
+    exploration_noise_end: float = 0.1
+
+    def __post_init__(self) -> None:
+        one_of("", self, learning_rate_schedule=LEARNING_RATE_SCHEDULES)
+        within("", self, critics=(1, 10), discount=(0, 1), target_rate=(0, 1))
+        within("", self, exploration_noise=(0, 10), exploration_noise_end=(0, 10))
+        within("", self, actor_learning_rate=(0, 1), critic_learning_rate=(0, 1))
 
 
 class ActorCriticAllocator(Allocator):
@@ -59,9 +66,8 @@ class ActorCriticAllocator(Allocator):
 
     def __init__(self, scenario: Scenario, config: ActorCriticConfig) -> None:
         super().__init__(scenario, config)
-        self._check()
-        self.features = locate(config.actor["_target_"], "allocator.actor._target_").Features(scenario)
-        self.head: Head = HEADS[config.head](config.head_scale, config.step_scale)
+        self.features = self._shared_features()(scenario)
+        self.head: Head = build(config.head, key="allocator.head")
         self.actor = self.build_actor()
         self.critics = self._build_critics()
         self.per_user = bool(self.critics[0].per_user)
@@ -71,25 +77,29 @@ class ActorCriticAllocator(Allocator):
             self.target_critics = self._build_critics().requires_grad_(False)
             self.target_actor.load_state_dict(self.actor.state_dict())
             self.target_critics.load_state_dict(self.critics.state_dict())
-            # Listed once: walking through the modules in every update takes longer than the update of the targets.
-            self._followers, self._followed = (list(tensors) for tensors in zip(*self.followers(), strict=True))
+            self._polyak = get_ema_multi_avg_fn(1 - config.target_rate)
 
-    def _check(self) -> None:
-        c = self.config
-        one_of("allocator", c, head=tuple(HEADS), learning_rate_schedule=LEARNING_RATE_SCHEDULES)
-        within("allocator", c, critics=(1, 10), discount=(0, 1), target_rate=(0, 1))
-        within(
-            "allocator",
-            c,
-            exploration_noise=(0, 10),
-            exploration_noise_end=(0, 10),
-            head_scale=(0, 100),
-            step_scale=(0, 1000),
+    def _shared_features(self) -> Any:
+        """The layout that actor and critic both read."""
+        actor, critic = (
+            locate(section["_target_"], f"allocator.{key}._target_")
+            for key, section in (("actor", self.config.actor), ("critic", self.config.critic))
         )
-        within("allocator", c, actor_learning_rate=(0, 1), critic_learning_rate=(0, 1))
+        reads = [getattr(network, "Features", UserFeatures) for network in (actor, critic)]
+        if reads[0] is not reads[1]:
+            raise UserError(
+                f"allocator.actor, allocator.critic: {actor.__name__} reads {reads[0].__name__}, {critic.__name__} "
+                f"{reads[1].__name__}; they must read the same, such as allocator/actor=sets allocator/critic=sets"
+            )
+        return reads[0]
 
-    def build_actor(self) -> DiffusionActor | DirectActor:
+    def build_actor(self) -> Any:
+        """The actor: a module with `steps`, `forward(state, noise)`, `squash` and `penalty`; see `networks.actors`."""
         raise NotImplementedError
+
+    def make_trunk(self, steps: int) -> nn.Module:
+        """The configured network for a chain of so many steps (0: no chain)."""
+        return build(self.config.actor, self.scenario, steps, key="allocator.actor")
 
     def _build_critics(self) -> nn.ModuleList:
         return nn.ModuleList(
@@ -98,8 +108,8 @@ class ActorCriticAllocator(Allocator):
 
     def optimizers_by_name(self) -> dict[str, Optimizer]:
         return {
-            "critic": adam(self.critics.parameters(), self.config.critic_learning_rate, self.fused_optimizers),
-            "actor": adam(self.actor.parameters(), self.config.actor_learning_rate, self.fused_optimizers),
+            "critic": self.adam(self.critics.parameters(), self.config.critic_learning_rate),
+            "actor": self.adam(self.actor.parameters(), self.config.actor_learning_rate),
         }
 
     @property
@@ -110,99 +120,85 @@ class ActorCriticAllocator(Allocator):
 
     # -- acting
 
-    def state(self, observation: TensorDict) -> Tensor:
-        return self.features(self.scenario, observation)
+    def state(self, observation: TensorDict) -> TensorDict:
+        return TensorDict(self.features(self.scenario, observation), batch_size=observation.batch_size)
 
-    def draw_noise(self, batch: tuple[int, ...]) -> Tensor:
-        """Standard normal noise for one chain per state: [I, *batch, U, 2]."""
-        shape = (self.actor.steps, *batch, self.scenario.users, 2)
+    def draw_noise(self, state: State) -> Tensor:
+        """Standard normal noise for one chain per state [*]: [I, *, U, 2]."""
+        shape = (self.actor.steps, *state["hit"].shape, 2)
         return torch.randn(shape, generator=self.generator, device=self.generator.device)
 
-    def shares(self, actor: nn.Module, state: Tensor, noise: Tensor) -> Tensor:
+    def to_raw(self, state: State, output: Tensor) -> Tensor:
+        """The raw allocation [*, U, 2] that an actor's output [*, U, 2] means."""
+        return self.head(self.actor.squash(output), state)
+
+    def to_shares(self, state: State, output: Tensor) -> Tensor:
+        """Feasible shares [*, U, 2] from an actor's output [*, U, 2]."""
+        return amend_allocation(self.to_raw(state, output), state["hit"], state["attached"])
+
+    def shares(self, actor: nn.Module, state: State, noise: Tensor) -> Tensor:
         """Feasible shares [*, U, 2] of an actor."""
         return self.to_shares(state, actor(state, noise).float())
 
-    def to_shares(self, state: Tensor, output: Tensor) -> Tensor:
-        """Feasible shares [*, U, 2] from an actor's output [*, U, 2]."""
-        hit, attached, full_share = amending_facts(state, self.scenario.users)
-        return amend_allocation(self.head(self.bounded(output), hit, attached, full_share), hit, attached)
-
-    def to_raw(self, state: Tensor, output: Tensor) -> Tensor:
-        """The raw allocation [*, U, 2] that an actor's output [*, U, 2] means."""
-        return self.head(self.bounded(output), *amending_facts(state, self.scenario.users))
-
-    def bounded(self, output: Tensor) -> Tensor:
-        """An actor's output within [-1, 1], as heads take it."""
-        return output
-
-    def value(self, critics: nn.ModuleList, state: Tensor, shares: Tensor) -> Tensor:
-        """Lower envelope of the critics' values, [*, 1] or per user [*, U]."""
-        values = self.values(critics, state, shares)
-        return values if len(critics) == 1 else values.amin(0)
-
     @staticmethod
-    def values(critics: nn.ModuleList, state: Tensor, shares: Tensor) -> Tensor:
-        """Each critic's values, [critics, *, 1 or U], or just [*, 1 or U] where there is one; in float32."""
-        values = [critic(state, shares).float() for critic in critics]
-        return values[0] if len(values) == 1 else torch.stack(values)
+    def values(critics: nn.ModuleList, state: State, shares: Tensor) -> Tensor:
+        """Each critic's values, [critics, *, 1 or U], in float32."""
+        return torch.stack([critic(state, shares).float() for critic in critics])
+
+    def value(self, critics: nn.ModuleList, state: State, shares: Tensor) -> Tensor:
+        """Lower envelope of the critics' values, [*, 1] or per user [*, U]."""
+        return self.values(critics, state, shares).amin(0)
 
     @torch.no_grad()
-    def act(self, state: Tensor, explore: bool = False) -> Tensor:
-        batch = tuple(state.shape[:-1])
-        if not explore:
-            return self.to_raw(state, self.actor(state, self.draw_noise(batch)).float())
-        shape = (*batch, self.scenario.users, 2)
-        spread = torch.randn(shape, generator=self.generator, device=state.device) * self.exploration_noise
-        return self.to_raw(state, self.actor(state, self.draw_noise(batch)).float() + spread)
+    def act(self, state: TensorDict, explore: bool = False) -> Tensor:
+        fields = state.to_dict()
+        output = self.actor(fields, self.draw_noise(fields)).float()
+        if explore:
+            spread = torch.randn(output.shape, generator=self.generator, device=output.device)
+            output = output + spread * self.exploration_noise
+        return self.to_raw(fields, output)
 
     # -- learning
 
-    def transition_fields(self) -> dict[str, int]:
-        users = self.scenario.users
-        fields = {"state": self.features.width, "shares": 2 * users, "reward": users if self.per_user else 1}
-        return fields | ({"next_state": self.features.width} if self.bootstraps else {})
-
-    def transition(self, state: Tensor, shares: Tensor, served: TensorDict, next_state: Tensor) -> dict[str, Tensor]:
-        _, attached, _ = amending_facts(state, self.scenario.users)
-        utility = served["utility"]
-        fields = {
-            "state": state,
-            "shares": shares.flatten(-2),
-            "reward": utility if self.per_user else cell_mean(utility, attached).unsqueeze(-1),
-        }
-        return fields | ({"next_state": next_state} if self.bootstraps else {})
-
-    def update(self, batch: dict[str, Tensor], optimise: Optimise) -> Metrics:
-        with fast_products(len(batch["state"])):
-            return self._update(batch, optimise)
-
-    def _update(self, batch: dict[str, Tensor], optimise: Optimise) -> Metrics:
-        state, shares = batch["state"], batch["shares"].unflatten(-1, (-1, 2))
-        rows = (len(state),)
-        target = batch["reward"]
+    def transition(self, state: TensorDict, following: TensorDict, next_state: TensorDict) -> TensorDict:
+        served = following["served"]
+        reward = served["utility"]
+        if not self.per_user:
+            reward = cell_mean(reward, state["attached"]).unsqueeze(-1)
+        fields = {"state": state, "shares": served["shares"], "reward": reward}
         if self.bootstraps:
-            target = self.target(target, batch["next_state"], self.draw_noise(rows))
-        critic_loss = self.critic_loss(state, shares, target)
+            fields["next_state"] = next_state
+        return TensorDict(fields, batch_size=state.batch_size)
+
+    def update(self, batch: TensorDict, optimise: Optimise) -> Metrics:
+        state, target = batch["state"].to_dict(), batch["reward"]
+        if self.bootstraps:
+            following = batch["next_state"].to_dict()
+            target = self.target(target, following, self.draw_noise(following))
+        critic_loss = self.critic_loss(state, batch["shares"], target)
         optimise("critic", critic_loss)
-        actor_loss = self.actor_loss(state, self.draw_noise(rows))
+        actor_loss = self.actor_loss(state, self.draw_noise(state))
         optimise("actor", actor_loss)
         self.update_targets()
         return {"critic_loss": critic_loss.detach(), "actor_loss": actor_loss.detach()}
 
     @torch.no_grad()
-    def target(self, reward: Tensor, next_state: Tensor, noise: Tensor) -> Tensor:
+    def target(self, reward: Tensor, next_state: State, noise: Tensor) -> Tensor:
         """Y = r + gamma Q'(s', mu'(s')), [b, 1 or U]."""
         shares = self.shares(self.target_actor, next_state, noise)
         return reward + self.config.discount * self.value(self.target_critics, next_state, shares)
 
-    def critic_loss(self, state: Tensor, shares: Tensor, target: Tensor) -> Tensor:
+    def critic_loss(self, state: State, shares: Tensor, target: Tensor) -> Tensor:
         """Mean squared TD error, summed over the critics."""
         errors = self.values(self.critics, state, shares) - target
         return errors.square().mean() * len(self.critics)
 
-    def actor_loss(self, state: Tensor, noise: Tensor) -> Tensor:
+    def actor_loss(self, state: State, noise: Tensor) -> Tensor:
         """The negated value of what the actor does: its gradient is the deterministic policy gradient."""
-        return -self.value(self.critics, state, self.shares(self.actor, state, noise)).mean()
+        output = self.actor(state, noise).float()
+        loss = -self.value(self.critics, state, self.to_shares(state, output)).mean()
+        penalty = self.actor.penalty(output)
+        return loss if penalty is None else loss + penalty
 
     def followers(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Each target's parameters beside those they follow; nothing where there are no targets."""
@@ -210,8 +206,30 @@ class ActorCriticAllocator(Allocator):
             yield from zip(self.target_actor.parameters(), self.actor.parameters(), strict=True)
             yield from zip(self.target_critics.parameters(), self.critics.parameters(), strict=True)
 
-    @torch.no_grad()
     def update_targets(self) -> None:
         """Polyak update of the targets, all tensors in one call."""
         if self.bootstraps:
-            torch._foreach_lerp_(self._followers, self._followed, self.config.target_rate)
+            followers, followed = (list(tensors) for tensors in zip(*self.followers(), strict=True))
+            self._polyak(followers, followed, 0)
+
+    def compile_update(self) -> None:
+        for name in ("critic_loss", "actor_loss") + (("target",) if self.bootstraps else ()):
+            setattr(self, name, Compiled(getattr(self, name)))
+
+    # -- exporting
+
+    def export(self) -> Exported:
+        any_users = self.features.any_users
+        users = 4 if any_users else self.scenario.users
+        inputs, axes = observed(self.scenario, users)
+        axes |= {"noise": {1: "batch", 2: "users"}, "shares": {0: "batch", 1: "users"}}
+        if not any_users:
+            axes = {name: {at: axis for at, axis in by.items() if axis == "batch"} for name, by in axes.items()}
+        batch = len(inputs["request"])
+        facts = {"users": None if any_users else users, "diffusion_steps": self.actor.steps, "decision_samples": 1}
+        chain = {"noise": torch.zeros(self.actor.steps, batch, users, 2)} if self.actor.steps else {}
+        graphs = {"allocator": Graph(AllocatorGraph(self), inputs | chain, axes, "shares")}
+        if chain:  # the best of several samples is found by the critics
+            shares = {"shares": torch.full((batch, users, 2), 1 / users)}
+            graphs["critic"] = Graph(CriticGraph(self), inputs | shares, axes, "value")
+        return Exported(graphs, facts)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from tensordict import TensorDict
 from torch import Tensor
 
-from lightning_t2drl.policy import Metrics, Optimise, Policy
+from lightning_t2drl.policy import Policy
 
 
 class Allocator(Policy):
-    """Decides every slot. Subclasses implement `decide`; those that learn implement `state`, `act` and `update`."""
+    """Decides every slot. One that follows a rule implements `decide`; one that learns `state`, `act` and `update`."""
 
     def decide(self, observation: TensorDict, explore: bool = False) -> Tensor:
         """Raw allocation for the slot; the amender makes it feasible.
@@ -24,28 +24,19 @@ class Allocator(Policy):
         """
         return self.act(self.state(observation), explore)
 
-    def state(self, observation: TensorDict) -> Tensor:
-        """The observation as the networks see it and the replay buffer stores it: [N, B, S]."""
-        raise NotImplementedError
+    def state(self, observation: TensorDict) -> TensorDict:
+        """What `act` needs of an observation [N, B], and what the replay buffer stores of it."""
+        return observation
 
-    def act(self, state: Tensor, explore: bool = False) -> Tensor:
-        """Raw allocation [*, U, 2] for states [*, S]."""
-        raise NotImplementedError
+    def act(self, state: TensorDict, explore: bool = False) -> Tensor:
+        """Raw allocation [*, U, 2] for states [*]."""
+        return self.decide(state, explore)
 
-    def transition_fields(self) -> dict[str, int]:
-        """Names and widths of what the replay buffer keeps of a slot, in order."""
-        raise NotImplementedError
-
-    def transition(self, state: Tensor, shares: Tensor, served: TensorDict, next_state: Tensor) -> dict[str, Tensor]:
-        """The fields of a slot's transition, [N, B, width] each.
+    def transition(self, state: TensorDict, following: TensorDict, next_state: TensorDict) -> TensorDict:
+        """What the replay buffer stores of a slot, [N, B].
 
         Args:
-            state, next_state: [N, B, S].
-            shares: the amended allocation that was executed [N, B, U, 2].
-            served: what `serve` returned for the slot [N, B].
+            state, next_state: of the slot and its successor, [N, B].
+            following: what `EdgeAIGCEnv.play` returned for the slot, with `served` and the executed `shares` in it.
         """
-        raise NotImplementedError
-
-    def update(self, batch: dict[str, Tensor], optimise: Optimise) -> Metrics:
-        """One round of gradient steps on a batch of transitions [b, width] by field."""
         raise NotImplementedError

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from lightning_t2drl.allocators.actor_critic import ActorCriticAllocator, ActorCriticConfig
-from lightning_t2drl.networks.actors.diffusion import DirectActor
-from lightning_t2drl.registry import build
+from lightning_t2drl.networks.actors.direct import DirectActor
 
 
 class DDPGAllocator(ActorCriticAllocator):
@@ -13,4 +12,4 @@ class DDPGAllocator(ActorCriticAllocator):
     Config = ActorCriticConfig
 
     def build_actor(self) -> DirectActor:
-        return DirectActor(build(self.config.actor, self.scenario, 0, key="allocator.actor"))
+        return DirectActor(self.make_trunk)

@@ -12,7 +12,6 @@ from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.checks import within
 from lightning_t2drl.system import raw_from_shares
 from lightning_t2drl.system.bounds import slot_bound
-from lightning_t2drl.system.scenario import Scenario
 
 
 @dataclass
@@ -22,16 +21,15 @@ class ExactConfig:
     _target_: str = ""
     rounds: int = 2
 
+    def __post_init__(self) -> None:
+        within("", self, rounds=(0, 1000))
+
 
 class ExactAllocator(Allocator):
     """The feasible allocation that `slot_bound` finds; its distance from the bound is known slot by slot."""
 
     Config = ExactConfig
     config: ExactConfig
-
-    def __init__(self, scenario: Scenario, config: ExactConfig) -> None:
-        within("allocator", config, rounds=(0, 1000))
-        super().__init__(scenario, config)
 
     def decide(self, observation: TensorDict, explore: bool = False) -> Tensor:
         found = slot_bound(

@@ -28,6 +28,9 @@ class GeneticConfig:
     population: int = 50
     generations: int = 40
 
+    def __post_init__(self) -> None:
+        within("", self, population=(2, 1e6), generations=(1, 1e6))
+
 
 class _SlotProblem(Problem):
     """One cell's slot: raw allocations in [-1, 1]^(2U), to be minimised is the negated mean utility."""
@@ -62,10 +65,6 @@ class GeneticAllocator(Allocator):
 
     Config = GeneticConfig
     config: GeneticConfig
-
-    def __init__(self, scenario: Scenario, config: GeneticConfig) -> None:
-        within("allocator", config, population=(2, 1e6), generations=(1, 1e6))
-        super().__init__(scenario, config)
 
     def decide(self, observation: TensorDict, explore: bool = False) -> Tensor:
         scenario = self.scenario.to("cpu")

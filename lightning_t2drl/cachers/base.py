@@ -5,11 +5,11 @@ from __future__ import annotations
 from tensordict import TensorDict
 from torch import Tensor
 
-from lightning_t2drl.policy import Metrics, Optimise, Policy
+from lightning_t2drl.policy import Policy
 
 
 class Cacher(Policy):
-    """Decides once per frame. Subclasses implement `decide`; those that learn also `transition_fields` and `update`."""
+    """Decides once per frame. Subclasses implement `decide`; one that learns also `state` and `update`."""
 
     def decide(self, observation: TensorDict, explore: bool = False) -> Tensor:
         """Models to cache for the coming frame.
@@ -31,37 +31,21 @@ class Cacher(Policy):
     def observe(self, observation: TensorDict) -> None:
         """Called with every slot's observation [N, B] before the slot is served; for cachers that watch requests."""
 
-    def state(self, observation: TensorDict) -> Tensor:
-        """What is stored of a frame's observation for learning: [N, B, S]."""
+    def state(self, observation: TensorDict) -> TensorDict:
+        """What is stored of a frame's observation [N, B] for learning."""
         raise NotImplementedError
 
-    @property
-    def state_width(self) -> int:
-        raise NotImplementedError
-
-    def transition_fields(self) -> dict[str, int]:
-        """Names and widths of what the replay buffer keeps of a frame, in order."""
-        width = self.state_width
-        return {"state": width, "cache": self.scenario.models, "reward": 1, "next_state": width}
-
-    def transition(self, state: Tensor, cache: Tensor, reward: Tensor, next_state: Tensor) -> dict[str, Tensor]:
-        """The fields of a frame's transition, [N, B, width] each.
+    def transition(self, state: TensorDict, cache: Tensor, reward: Tensor, next_state: TensorDict) -> TensorDict:
+        """What the replay buffer stores of a frame, [N, B].
 
         Args:
-            state, next_state: [N, B, S].
+            state, next_state: at the frame's start and at its end, [N, B].
             cache: the decision as it was made, bool [N, B, M].
             reward: frame reward [N, B, 1].
         """
-        return {"state": state, "cache": cache.float(), "reward": self.reward(reward, cache), "next_state": next_state}
+        fields = {"state": state, "cache": cache, "reward": self.reward(reward, cache), "next_state": next_state}
+        return TensorDict(fields, batch_size=state.batch_size)
 
     def reward(self, reward: Tensor, cache: Tensor) -> Tensor:
         """The reward to learn from, [N, B, 1]."""
         return reward
-
-    def update(self, batch: dict[str, Tensor], optimise: Optimise) -> Metrics:
-        """One gradient step on a batch of frames.
-
-        Args:
-            batch: `state`, `next_state` [b, S], `cache` [b, M], `reward` [b, 1].
-        """
-        raise NotImplementedError

@@ -8,9 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_t2drl.cachers.q_learning import QLearningCacher, QLearningConfig
-from lightning_t2drl.checks import one_of, within
+from lightning_t2drl.checks import within
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.registry import build
 from lightning_t2drl.system.caching import all_caches, fits
 from lightning_t2drl.system.scenario import Scenario
 
@@ -21,16 +20,20 @@ MAX_MODELS = 16  # 2^M values are compared; more models want the knapsack cacher
 class DDQNConfig(QLearningConfig):
     """Keys of `configs/cacher/ddqn.yaml`."""
 
-    network: Any = field(default_factory=lambda: {"_target_": "lightning_t2drl.networks.q.MLPQNetwork"})
-    infeasible: str = "mask"
-    infeasible_penalty: float = 1.0
+    network: Any = field(default_factory=lambda: {"_target_": "lightning_t2drl.networks.q.CacheQNetwork"})
+    infeasible_penalty: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.infeasible_penalty is not None:
+            within("", self, infeasible_penalty=(0, 1e6))
 
 
 class DDQNCacher(QLearningCacher):
     """Double DQN over subsets of models.
 
-    `infeasible: mask` never offers a subset that exceeds the storage. `penalty`, the published variant, offers all; one
-    that does not fit is cut down by the amender and costs `infeasible_penalty` of the frame's reward.
+    A subset that exceeds the storage is never offered. With `infeasible_penalty`, the published variant, all are; one
+    that does not fit is cut down by the amender and costs that much of the frame's reward.
     """
 
     Config = DDQNConfig
@@ -42,15 +45,13 @@ class DDQNCacher(QLearningCacher):
             raise UserError(
                 f"cacher: ddqn compares all 2^M caches, too many for M = {scenario.models}; use cacher=knapsack"
             )
-        one_of("cacher", config, infeasible=("mask", "penalty"))
-        within("cacher", config, infeasible_penalty=(0, 1e6))
         super().__init__(scenario, config)
 
     def build_network(self) -> nn.Module:
         subsets, feasible = all_caches(self.scenario)
-        offered = subsets if self.config.infeasible == "penalty" else subsets[feasible]
+        offered = subsets[feasible] if self.config.infeasible_penalty is None else subsets
         self.register_buffer("subsets", offered, persistent=False)
-        return build(self.config.network, self.state_width, offered, key="cacher.network")
+        return self.make_network(offered, additive=False)
 
     def best(self, network: nn.Module, state: Tensor) -> Tensor:
         return self.subsets[network(state).argmax(-1)]
@@ -61,6 +62,6 @@ class DDQNCacher(QLearningCacher):
         return self.subsets[index.clamp_max_(len(self.subsets) - 1)]
 
     def reward(self, reward: Tensor, cache: Tensor) -> Tensor:
-        if self.config.infeasible == "mask":
+        if self.config.infeasible_penalty is None:
             return reward
         return reward - self.config.infeasible_penalty * ~fits(self.scenario, cache).unsqueeze(-1)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from lightning_t2drl.cachers.q_learning import QLearningCacher, QLearningConfig
 from lightning_t2drl.checks import within
-from lightning_t2drl.registry import build
 from lightning_t2drl.system.scenario import Scenario
 
 
@@ -21,6 +20,10 @@ class KnapsackConfig(QLearningConfig):
 
     network: Any = field(default_factory=lambda: {"_target_": "lightning_t2drl.networks.q.ModelValueNetwork"})
     resolution: int = 500
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within("", self, resolution=(10, 100_000))
 
 
 def knapsack(values: Tensor, sizes: Sequence[int], capacity: int) -> Tensor:
@@ -72,13 +75,12 @@ class KnapsackCacher(QLearningCacher):
     config: KnapsackConfig
 
     def __init__(self, scenario: Scenario, config: KnapsackConfig) -> None:
-        within("cacher", config, resolution=(10, 100_000))
         super().__init__(scenario, config)
         sizes, self.capacity = whole_sizes(scenario.model_storage / scenario.storage_capacity, config.resolution)
         self.sizes: list[int] = sizes.tolist()
 
     def build_network(self) -> nn.Module:
-        return build(self.config.network, self.state_width, self.scenario.models, key="cacher.network")
+        return self.make_network(self.scenario.models, additive=True)
 
     def best(self, network: nn.Module, state: Tensor) -> Tensor:
         values = network(state).float()

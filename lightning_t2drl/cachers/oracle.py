@@ -11,7 +11,6 @@ from torch import Tensor
 from lightning_t2drl.cachers.base import Cacher
 from lightning_t2drl.checks import within
 from lightning_t2drl.system.bounds import OracleCaches, oracle_caches
-from lightning_t2drl.system.scenario import Scenario
 
 
 @dataclass
@@ -22,16 +21,15 @@ class OracleConfig:
     slots: int = 1024
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        within("", self, slots=(1, 1e6), seed=(0, 2**63 - 1))
+
 
 class OracleCacher(Cacher):
     """The cache of highest expected utility in the true popularity state, see `oracle_caches`."""
 
     Config = OracleConfig
     config: OracleConfig
-
-    def __init__(self, scenario: Scenario, config: OracleConfig) -> None:
-        within("cacher", config, slots=(1, 1e6), seed=(0, 2**63 - 1))
-        super().__init__(scenario, config)
 
     @cached_property
     def caches(self) -> OracleCaches:

@@ -8,6 +8,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from lightning_t2drl.cachers.base import Cacher
+from lightning_t2drl.policy import Exported
 from lightning_t2drl.system.caching import fill_in_order
 from lightning_t2drl.system.demand import stationary_distribution
 
@@ -28,3 +29,6 @@ class PopularCacher(Cacher):
         scenario = self.scenario
         popularity = stationary_distribution(scenario.popularity_transition) @ scenario.request_probability
         return fill_in_order(scenario, popularity).expand(*observation.batch_size, scenario.models)
+
+    def export(self) -> Exported:
+        return Exported({}, {"constant": self.decide(TensorDict({}, batch_size=[])).tolist()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_t2drl.cachers.base import Cacher
+from lightning_t2drl.cachers.graphs import CacherGraph
 from lightning_t2drl.checks import one_of, within
-from lightning_t2drl.loop.optimizers import adam
-from lightning_t2drl.policy import LEARNING_RATE_SCHEDULES, Metrics, Optimise
+from lightning_t2drl.errors import UserError
+from lightning_t2drl.policy import LEARNING_RATE_SCHEDULES, Exported, Graph, Metrics, Optimise
+from lightning_t2drl.registry import build, locate
 from lightning_t2drl.system.caching import fill_in_order
 from lightning_t2drl.system.scenario import Scenario
 
@@ -23,14 +26,20 @@ class QLearningConfig:
     """Keys of `configs/cacher/{ddqn,knapsack}.yaml` that both cachers read."""
 
     _target_: str = ""
+    network: Any = None
     observe_cache: bool = False
     learning_rate: float = 1e-3
-    learning_rate_schedule: str = "constant"
-    discount: float = 0.9
+    learning_rate_schedule: str = "cosine"
+    discount: float = 0.0
     target_every: int = 100
     epsilon: float = 1.0
     epsilon_end: float = 0.02
-    epsilon_fraction: float = 0.5
+    epsilon_fraction: float = 0.6
+
+    def __post_init__(self) -> None:
+        within("", self, learning_rate=(0, 1), discount=(0, 1), target_every=(1, 1e9))
+        one_of("", self, learning_rate_schedule=LEARNING_RATE_SCHEDULES)
+        within("", self, epsilon=(0, 1), epsilon_end=(0, 1), epsilon_fraction=(0, 1))
 
 
 class QLearningCacher(Cacher):
@@ -45,9 +54,6 @@ class QLearningCacher(Cacher):
 
     def __init__(self, scenario: Scenario, config: QLearningConfig) -> None:
         super().__init__(scenario, config)
-        within("cacher", config, learning_rate=(0, 1), discount=(0, 1), target_every=(1, 1e9))
-        one_of("cacher", config, learning_rate_schedule=LEARNING_RATE_SCHEDULES)
-        within("cacher", config, epsilon=(0, 1), epsilon_end=(0, 1), epsilon_fraction=(0, 1))
         self.updates = 0
         self.network = self.build_network()
         self.target_network = self.build_network().requires_grad_(False)
@@ -55,6 +61,22 @@ class QLearningCacher(Cacher):
 
     def build_network(self) -> nn.Module:
         raise NotImplementedError
+
+    def make_network(self, choices: Any, additive: bool) -> nn.Module:
+        """The configured network over `choices`.
+
+        Raises:
+            UserError: it values models one by one where whole caches are to be compared, or the other way round.
+        """
+        network = locate(self.config.network["_target_"], "cacher.network._target_")
+        if bool(getattr(network, "additive", additive)) is not additive:
+            right = (
+                "a value per model: cacher/network=models" if additive else "a value per cache: cacher/network=caches"
+            )
+            raise UserError(
+                f"cacher.network: {network.__name__} does not fit {type(self).__name__}, which needs {right}"
+            )
+        return build(self.config.network, self.state_width, choices, key="cacher.network")
 
     def best(self, network: nn.Module, state: Tensor) -> Tensor:
         """The cache of highest value, bool [*, M], for states [*, S]."""
@@ -65,7 +87,7 @@ class QLearningCacher(Cacher):
         return fill_in_order(self.scenario, self._uniform(*batch, self.scenario.models))
 
     def optimizers_by_name(self) -> dict[str, Optimizer]:
-        return {"q": adam(self.network.parameters(), self.config.learning_rate, self.fused_optimizers)}
+        return {"q": self.adam(self.network.parameters(), self.config.learning_rate)}
 
     @property
     def epsilon(self) -> float:
@@ -76,23 +98,32 @@ class QLearningCacher(Cacher):
 
     @property
     def state_width(self) -> int:
+        """S, what the network sees of a state."""
         return self.scenario.popularity_width + (self.scenario.models if self.config.observe_cache else 0)
 
-    def state(self, observation: TensorDict) -> Tensor:
+    def state(self, observation: TensorDict) -> TensorDict:
+        return observation.select("popularity", *(("cache",) if self.config.observe_cache else ()))
+
+    def inputs(self, state: Mapping[str, Tensor]) -> Tensor:
+        """What the network sees of a state [*]: [*, S]."""
         if not self.config.observe_cache:
-            return observation["popularity"]
-        return torch.cat((observation["popularity"], observation["cache"].float()), -1)
+            return state["popularity"]
+        return torch.cat((state["popularity"], state["cache"].float()), -1)
+
+    def choose(self, state: Mapping[str, Tensor]) -> Tensor:
+        """The cache of highest value, bool [*, M]."""
+        return self.best(self.network, self.inputs(state))
 
     @torch.no_grad()
     def decide(self, observation: TensorDict, explore: bool = False) -> Tensor:
-        greedy = self.best(self.network, self.state(observation))
+        greedy = self.choose(observation)
         if not explore:
             return greedy
         batch = tuple(observation.batch_size)
         return torch.where(self._uniform(*batch, 1) < self.epsilon, self.random_cache(batch), greedy)
 
-    def update(self, batch: dict[str, Tensor], optimise: Optimise) -> Metrics:
-        loss = self.loss(batch["state"], batch["cache"] > 0.5, self.target(batch))
+    def update(self, batch: TensorDict, optimise: Optimise) -> Metrics:
+        loss = self.loss(self.inputs(batch["state"]), batch["cache"], self.target(batch))
         optimise("q", loss)
         self.updates += 1
         if self.updates % self.config.target_every == 0:
@@ -100,18 +131,25 @@ class QLearningCacher(Cacher):
         return {"q_loss": loss.detach()}
 
     @torch.no_grad()
-    def target(self, batch: dict[str, Tensor]) -> Tensor:
+    def target(self, batch: TensorDict) -> Tensor:
         """Double-Q target y = r + gamma Q'(s', argmax_c Q(s', c)), [b]."""
         reward = batch["reward"].squeeze(-1)
         if not self.config.discount:
             return reward
-        following = batch["next_state"]
+        following = self.inputs(batch["next_state"])
         value = self.target_network.value(following, self.best(self.network, following))  # type: ignore[operator]
         return reward + self.config.discount * value.float()
 
     def loss(self, state: Tensor, cache: Tensor, target: Tensor) -> Tensor:
         """Mean squared TD error."""
         return (self.network.value(state, cache).float() - target).square().mean()  # type: ignore[operator]
+
+    def export(self) -> Exported:
+        inputs = {"popularity": torch.full((3, self.scenario.popularity_width), 1 / self.scenario.popularity_width)}
+        if self.config.observe_cache:
+            inputs["held"] = torch.ones(3, self.scenario.models) > 0
+        graph = Graph(CacherGraph(self), inputs, {name: {0: "batch"} for name in inputs}, "cache")
+        return Exported({"cacher": graph}, {"observes_cache": self.config.observe_cache})
 
     def extra_state(self) -> dict[str, Any]:
         return super().extra_state() | {"updates": self.updates}

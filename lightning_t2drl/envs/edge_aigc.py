@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,9 +12,8 @@ from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from lightning_t2drl.errors import NonFiniteError
-from lightning_t2drl.policy import derive_seed
+from lightning_t2drl.seeding import derive_seed
 from lightning_t2drl.system import amend_allocation, amend_cache
-from lightning_t2drl.system.records import record
 from lightning_t2drl.system.scenario import Scenario
 from lightning_t2drl.system.serving import cell_mean, hits, serve
 from lightning_t2drl.system.world import State, advance, draw_noise, initial_state
@@ -41,7 +39,8 @@ class EdgeAIGCEnv(EnvBase):
 
     - observation: `popularity` [P] (one-hot true state, or last frame's request frequencies), `popularity_state` (the
       truth, int64; for the oracle), `cache` [M] (what is latched), `request`, `input_bits`, `output_bits`, `gain`,
-      `attached` [U], and `served`: what `serve` returned for the slot just ended, [U] each (0 after a reset);
+      `attached` [U], and `served`: what `serve` returned for the slot just ended, [U] each, and the executed `shares`
+      [U, 2] of bandwidth and of steps (0 after a reset);
     - action: `cache` [M], latched at a frame's first slot and ignored in the others, and `allocation` [U, 2], raw;
     - reward: `slot` [1], the mean utility of the slot, and `frame` [1], at a frame's last slot the mean of its slot
       rewards minus the switching cost, 0 otherwise.
@@ -71,7 +70,6 @@ class EdgeAIGCEnv(EnvBase):
         self._set_seed(seed)
         self._one_hot = torch.eye(scenario.popularity_states, device=self.device)
         self._world, self._memory = self._fresh()
-        self._align()
 
     # -- TorchRL's interface
 
@@ -86,6 +84,7 @@ class EdgeAIGCEnv(EnvBase):
             return Binary(n=shape[-1], shape=shape, dtype=torch.bool, device=device)
 
         served = {key: flags(*users) if key in ("hit", "violated") else unbounded(*users) for key in SERVED}
+        served["shares"] = unbounded(*users, 2)
         observation = {
             "popularity": unbounded(*cells, s.popularity_width),
             "popularity_state": Categorical(s.popularity_states, shape=cells, device=device),
@@ -120,50 +119,48 @@ class EdgeAIGCEnv(EnvBase):
         if asked is not None:
             world, memory = _where(asked, world, self._world), _where(asked, memory, self._memory)
         self._world, self._memory = world, memory
-        self._align()
         out = {"cells": self.observe(), "frame_start": self._frame_start()}
         return TensorDict(out, batch_size=self.batch_size, device=self.device)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDict:
         action = tensordict["cells", "action"]
-        cells = self.play(action["cache"], action["allocation"])
+        if not bool(action["allocation"].isfinite().all()):
+            raise NonFiniteError("the allocation handed to the environment holds NaN or infinity")
+        self._latch(action["cache"])
+        cells = self.play(action["allocation"])
         truncated = (self._world["slot"] >= self.scenario.slots_per_episode).unsqueeze(-1)
         flags = {"done": truncated, "truncated": truncated, "terminated": torch.zeros_like(truncated)}
         out = {"cells": cells, "frame_start": self._frame_start(), **flags}
         return TensorDict(out, batch_size=self.batch_size, device=self.device)
 
-    # -- the slot
+    # -- frames and slots
 
-    def play(self, cache: Tensor, raw: Tensor) -> TensorDict:
-        """One slot: serve it, move the worlds on, and return the cells' next observation with `reward`, [N, B].
-
-        This is `step` without the TorchRL bookkeeping around it.
+    def latch(self, cache: Tensor) -> TensorDict:
+        """Exchange the caches where a frame starts, and return the cells' observation [N, B] with what they now hold.
 
         Args:
-            cache: bool [N, B, M], latched where a frame starts.
-            raw: raw allocation [N, B, U, 2].
-
-        Raises:
-            NonFiniteError: the allocation holds NaN or infinity.
+            cache: bool [N, B, M], cut down to the storage by `amend_cache`; ignored for worlds in mid-frame.
         """
-        served, rewards = self._serve(cache, raw)
+        self._latch(cache)
+        return self.observe()
+
+    def play(self, raw: Tensor) -> TensorDict:
+        """One slot: serve it, move the worlds on, and return the cells' next observation with `reward`, [N, B].
+
+        `latch` and `play` are `step` without TorchRL's bookkeeping around it. An allocation that holds NaN is not
+        refused here, because looking at it would wait for the device: it makes rewards NaN.
+
+        Args:
+            raw: raw allocation [N, B, U, 2].
+        """
+        served, rewards = self._serve(raw)
         noise = draw_noise(self.scenario, self.batch_size[0], self.generator)
-        if self._slot is not None:
-            self._slot += 1
-        may_change = self._slot is None or self._slot % self.scenario.popularity_change_every == 0
-        self._world = advance(self.scenario, self._world, noise, may_change)
-        cells = self._observation(served)
-        cells["reward"] = self._group(rewards)
-        return self._group(cells)
+        self._world = advance(self.scenario, self._world, noise)
+        return self._group(self._observation(served) | {"reward": self._group(rewards)})
 
     def observe(self) -> TensorDict:
         """The cells' current observation [N, B], as after a reset, without moving the worlds."""
         return self._group(self._observation(self.observation_spec["cells", "served"].zero()))
-
-    def _align(self) -> None:
-        """Remember the slot that all worlds are at, so that no slot has to ask the device; None where they differ."""
-        slots = self._world["slot"]
-        self._slot = int(slots[0]) if bool((slots == slots[0]).all()) else None
 
     def _fresh(self) -> tuple[State, State]:
         """New worlds, and what the environment remembers of them."""
@@ -174,28 +171,29 @@ class EdgeAIGCEnv(EnvBase):
             "cache": torch.zeros(models, dtype=torch.bool, device=device),
             # Before anything was asked, every model counts alike.
             "frequencies": torch.full(models, 1 / s.models, device=device),
-            "counts": torch.zeros(models, device=device),
-            "frame_reward": torch.zeros(n, s.cells, device=device),
+            "counts": torch.zeros(models, device=device),  # of this frame's requests
+            "frame_reward": torch.zeros(n, s.cells, device=device),  # sum so far of what this frame earned
         }
         return world, memory
 
-    def _serve(self, asked_cache: Tensor, raw: Tensor) -> tuple[TensorDict, dict[str, Tensor]]:
-        """Latch the cache at a frame's start, amend the allocation, serve the slot and reckon its rewards."""
-        if not math.isfinite(raw.sum().item()) and not bool(raw.isfinite().all()):  # a sum may overflow
-            raise NonFiniteError("the allocation handed to the environment holds NaN or infinity")
+    def _in_frame(self, slot: int) -> Tensor:
+        """Which worlds are in this slot of their frame, bool [N, 1]."""
+        return (self._world["slot"] % self.scenario.slots_per_frame == slot).unsqueeze(-1)
+
+    def _latch(self, asked: Tensor) -> None:
+        s, memory, starts = self.scenario, self._memory, self._in_frame(0)
+        cache = torch.where(starts.unsqueeze(-1), amend_cache(s, asked), memory["cache"])
+        if s.switch_cost:
+            loaded = (s.model_storage * (cache & ~memory["cache"])).sum(-1).float()
+            # Charged once per frame; the sum is divided by K at the frame's end.
+            memory = memory | {"frame_reward": memory["frame_reward"] - s.switch_cost * s.slots_per_frame * loaded}
+        self._memory = memory | {"cache": cache}
+
+    def _serve(self, raw: Tensor) -> tuple[TensorDict, dict[str, Tensor]]:
+        """Amend the allocation, serve the slot and reckon its rewards."""
         s, world, memory = self.scenario, self._world, self._memory
-        phase = None if self._slot is None else self._slot % s.slots_per_frame
-        starting, ending = phase in (None, 0), phase in (None, s.slots_per_frame - 1)  # for some world, that is
-        starts = ends = world["slot"]  # not read in a slot that neither starts nor ends a frame
-        if starting or ending:
-            slot_of_frame = world["slot"] % s.slots_per_frame
-            starts, ends = ((slot_of_frame == slot).unsqueeze(-1) for slot in (0, s.slots_per_frame - 1))
-        cache, total, counts = memory["cache"], memory["frame_reward"], memory["counts"]
-        if starting:
-            cache = torch.where(starts.unsqueeze(-1), amend_cache(s, asked_cache), cache)
-            total = total.masked_fill(starts, 0.0)
-            counts = counts.masked_fill(starts.unsqueeze(-1), 0.0)
-        request, attached = world["request"], world["attached"]
+        cache, request, attached = memory["cache"], world["request"], world["attached"]
+        ends = self._in_frame(s.slots_per_frame - 1)
         shares = amend_allocation(raw, hits(cache, request), attached)
         members = None if s.cells == 1 else attached  # to one cell everybody is attached
         served = serve(
@@ -209,21 +207,16 @@ class EdgeAIGCEnv(EnvBase):
             steps=shares[..., 1] * s.step_budget,
             attached=members,
         )
+        served["shares"] = shares
         reward = cell_mean(served["utility"], members)
-        total = total + reward
-        if starting and s.switch_cost:
-            loaded = (s.model_storage * (cache & ~memory["cache"])).sum(-1).float()
-            # Charged once per frame; the sum is divided by K at the frame's end.
-            total = total - torch.where(starts, s.switch_cost * s.slots_per_frame * loaded, 0.0)
-        self._memory = memory | {"cache": cache, "frame_reward": total}
+        total = memory["frame_reward"] + reward
+        frame = torch.where(ends, total / s.slots_per_frame, 0.0)
+        self._memory = memory | {"frame_reward": total.masked_fill(ends, 0.0)}
         if s.popularity_observation == "frequencies":
-            self._memory["counts"] = counts = counts.scatter_add(-1, request, attached.float())
-            if ending:
-                seen = counts / counts.sum(-1, keepdim=True).clamp_min(1.0)
-                self._memory["frequencies"] = torch.where(ends.unsqueeze(-1), seen, memory["frequencies"])
-        frame = torch.zeros_like(total)
-        if ending:
-            frame = (total / s.slots_per_frame).masked_fill(~ends, 0.0)
+            counts = memory["counts"].scatter_add(-1, request, attached.float())
+            seen = counts / counts.sum(-1, keepdim=True).clamp_min(1.0)
+            self._memory["frequencies"] = torch.where(ends.unsqueeze(-1), seen, memory["frequencies"])
+            self._memory["counts"] = counts.masked_fill(ends.unsqueeze(-1), 0.0)
         return served, {"slot": reward.unsqueeze(-1), "frame": frame.unsqueeze(-1)}
 
     def _observation(self, served: TensorDict) -> dict[str, Any]:
@@ -241,10 +234,10 @@ class EdgeAIGCEnv(EnvBase):
         }
 
     def _frame_start(self) -> Tensor:
-        return (self._world["slot"] % self.scenario.slots_per_frame == 0).unsqueeze(-1)
+        return self._in_frame(0)
 
     def _group(self, content: dict[str, Any]) -> TensorDict:
-        return record(content, (self.batch_size[0], self.scenario.cells), self.device)
+        return TensorDict(content, batch_size=(self.batch_size[0], self.scenario.cells), device=self.device)
 
     # -- exact resume
 
@@ -261,7 +254,6 @@ class EdgeAIGCEnv(EnvBase):
             {key: value.to(self.device) for key, value in state[part].items()} for part in ("world", "memory")
         )
         self.generator.set_state(state["generator"])
-        self._align()
 
 
 def _where(asked: Tensor, new: State, old: State) -> State:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
+import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def is_rank_zero() -> bool:
@@ -26,3 +28,15 @@ class AlternatingDDPStrategy(DDPStrategy):
         for tensor in self.lightning_module.state_dict().values():
             if isinstance(tensor, Tensor):
                 dist.broadcast(tensor, src=0)
+
+
+def average_gradients(parameters: Sequence[nn.Parameter], world_size: int) -> None:
+    """Replace the gradients of `parameters` by their mean over all ranks, in one flat all-reduce."""
+    if world_size == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= world_size
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))

@@ -14,9 +14,10 @@ from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.cachers.base import Cacher
 from lightning_t2drl.checks import within
 from lightning_t2drl.envs import EdgeAIGCEnv
+from lightning_t2drl.loop.finite import FiniteWatch
 from lightning_t2drl.loop.metrics import slot_metrics
-from lightning_t2drl.policy import derive_seed
-from lightning_t2drl.system import amend_cache
+from lightning_t2drl.loop.slots import frame
+from lightning_t2drl.seeding import derive_seed
 from lightning_t2drl.system.scenario import Scenario
 
 
@@ -67,27 +68,23 @@ def evaluate(
         Per-episode means over slots by metric, [episodes] each, on the CPU; `total_utility` is the sum of slot
         rewards, `net_utility` the utility less the cost of loading models.
     """
-    device = allocator.device
-    env = EdgeAIGCEnv(scenario, episodes, derive_seed(seed, "evaluation"), device)
+    env = EdgeAIGCEnv(scenario, episodes, derive_seed(seed, "evaluation"), allocator.device)
     sums: dict[str, Tensor] = {}
-    slots = scenario.slots_per_episode
+    slots, done, watch = scenario.slots_per_episode, 0, FiniteWatch()
     with torch.no_grad(), on_own_randomness(cacher, seed), on_own_randomness(allocator, seed):
-        cells = env.observe()
-        cacher.start_episode(cells)
-        cache = cells["cache"]
-        for slot in range(slots):
-            if slot % scenario.slots_per_frame == 0:
-                cache = cacher.decide(cells)
-                cells = cells.set("cache", amend_cache(env.scenario, cache))
-            cacher.observe(cells)
-            attached = cells["attached"]
-            env.generator.manual_seed(derive_seed(seed, "evaluation", slot))
-            cells = env.play(cache, allocator.decide(cells))
-            for name, value in slot_metrics(env.scenario, cells["served"], attached).items():
-                sums[name] = sums[name] + value if name in sums else value
-            frame_reward = cells["reward", "frame"].mean((-1, -2)) * scenario.slots_per_frame
-            sums["net_utility"] = sums["net_utility"] + frame_reward if slot else frame_reward
-            progress(slot + 1, slots)
+        cacher.start_episode(env.observe())
+        env.generator.manual_seed(derive_seed(seed, "evaluation", 0))
+        for number in range(scenario.frames_per_episode):
+            for slot in frame(env, cacher, allocator):
+                done += 1
+                env.generator.manual_seed(derive_seed(seed, "evaluation", done))
+                watch.add("the allocation that the allocator returned", slot.raw)
+                values = slot_metrics(env.scenario, slot.following["served"], slot.cells["attached"])
+                values["net_utility"] = slot.following["reward", "frame"].mean((-1, -2)) * scenario.slots_per_frame
+                for name, value in values.items():
+                    sums[name] = sums[name] + value if name in sums else value
+                progress(done, slots)
+            watch.check(f"evaluation, frame {number}")
     means = {name: (total / slots).cpu() for name, total in sums.items()}
     return means | {"total_utility": means["utility"] * slots}
 

@@ -1,68 +1,61 @@
-"""Replay buffers: TorchRL's, over one packed tensor."""
+"""Replay buffers: TorchRL's, over TensorDicts, with checkpoints no larger than what they hold."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, RandomSampler, ReplayBuffer
 
-
-class PackedStorage(LazyTensorStorage):
-    """A packed tensor whose rows are copied whole; indexing it would copy element by element."""
-
-    def get(self, index: Any) -> Any:
-        """Rows [b, width] at `index` [b]."""
-        return self._storage.index_select(0, index) if isinstance(index, Tensor) else super().get(index)
+ROWS = ("_storage", "_storage")  # where a buffer's state keeps its rows
 
 
-class PackedReplay:
-    """A TorchRL replay buffer whose rows are the concatenated fields of a transition.
-
-    One tensor [capacity, sum of widths] makes an insertion one copy and a sample one gather, whatever the number of
-    fields. Sampling is uniform, from the buffer's own generator.
+class Replay:
+    """The last transitions, sampled uniformly by a generator of its own.
 
     Args:
-        fields: names and widths, in order.
         capacity: rows kept; the oldest give way.
         seed: of the sampling generator.
         device: where the rows live and are sampled.
     """
 
-    def __init__(self, fields: dict[str, int], capacity: int, seed: int, device: torch.device | str) -> None:
-        self.fields = fields
+    def __init__(self, capacity: int, seed: int, device: torch.device | str) -> None:
         self.capacity = capacity
-        self.device = torch.device(device)
+        device = torch.device(device)
         self._buffer = ReplayBuffer(
-            storage=PackedStorage(capacity, device=self.device),
+            storage=LazyTensorStorage(capacity, device=device),
             sampler=RandomSampler(),
-            generator=torch.Generator(device=self.device).manual_seed(seed),
+            generator=torch.Generator(device=device).manual_seed(seed),
         )
 
     def __len__(self) -> int:
         return len(self._buffer)
 
-    def extend(self, transition: dict[str, Tensor]) -> None:
-        """Add transitions: per field [*, width] in float32, all leading dims flattened to rows."""
-        self._buffer.extend(torch.cat([transition[name].flatten(0, -2) for name in self.fields], -1))
+    def extend(self, transition: TensorDict) -> None:
+        """Add transitions [*]; all leading dims become rows."""
+        self._buffer.extend(transition.reshape(-1))
 
-    def sample(self, batch_size: int) -> dict[str, Tensor]:
-        """A uniform batch: views [b, width] by field."""
-        rows = self._buffer.sample(batch_size)
-        return dict(zip(self.fields, rows.split(list(self.fields.values()), -1), strict=True))
+    def sample(self, batch_size: int) -> TensorDict:
+        """A uniform batch [batch_size]."""
+        return self._buffer.sample(batch_size)
 
     def state_dict(self) -> dict[str, Any]:
-        """Rows filled so far, write position and generator: plain tensors and values, no larger than the content."""
-        state = self._buffer.state_dict()
-        if len(self):
-            state["_storage"]["_storage"] = state["_storage"]["_storage"][: len(self)].clone()
-        return state
+        """Rows filled so far, write position and generator: plain tensors and values."""
+        return _each_row_tensor(self._buffer.state_dict(), lambda rows: rows[: len(self)].clone())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["_storage"]["_len"]:
-            rows = state["_storage"]["_storage"]
-            room = rows.new_empty((self.capacity, sum(self.fields.values())))
+        def roomy(rows: torch.Tensor) -> torch.Tensor:
+            room = rows.new_zeros((self.capacity, *rows.shape[1:]))
             room[: len(rows)] = rows
-            state = {**state, "_storage": {**state["_storage"], "_storage": room}}
-        self._buffer.load_state_dict(state)
+            return room
+
+        self._buffer.load_state_dict(_each_row_tensor(state, roomy))
+
+
+def _each_row_tensor(state: dict[str, Any], change: Any) -> dict[str, Any]:
+    """The buffer's state with `change` applied to each tensor of rows."""
+    storage = state["_storage"]
+    rows = storage["_storage"]
+    changed = {key: change(value) if isinstance(value, torch.Tensor) else value for key, value in rows.items()}
+    return {**state, "_storage": {**storage, "_storage": changed}}

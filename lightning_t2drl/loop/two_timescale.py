@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,25 +10,23 @@ from typing import Any
 
 import lightning as L
 import torch
-from tensordict import TensorDict
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_t2drl.accel.compiled import CompiledUpdate
-from lightning_t2drl.allocators.actor_critic import ActorCriticAllocator
 from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.cachers.base import Cacher
 from lightning_t2drl.checks import within
 from lightning_t2drl.envs import EdgeAIGCEnv
 from lightning_t2drl.errors import NonFiniteError
 from lightning_t2drl.loop import state as run_state
-from lightning_t2drl.loop.gradients import average_gradients, clip_gradients
+from lightning_t2drl.loop.distributed import average_gradients
+from lightning_t2drl.loop.finite import FiniteWatch
 from lightning_t2drl.loop.metrics import Meters, slot_metrics
-from lightning_t2drl.loop.replay import PackedReplay
-from lightning_t2drl.policy import Metrics, Policy, derive_seed
-from lightning_t2drl.system import amend_allocation, amend_cache
+from lightning_t2drl.loop.replay import Replay
+from lightning_t2drl.loop.slots import Slot, frame
+from lightning_t2drl.policy import Policy
+from lightning_t2drl.seeding import derive_seed
 from lightning_t2drl.system.scenario import Scenario
-from lightning_t2drl.system.serving import hits
 
 
 @dataclass
@@ -68,7 +64,10 @@ class TwoTimescaleModule(L.LightningModule):
         num_envs: N, per rank.
         frames: length of the run; schedules are functions of frame / frames.
         seed: of everything random in here.
-        compile: whether the allocator's update becomes one compiled graph; for one process in full precision.
+        compile: whether the allocator's losses are compiled.
+
+    Raises:
+        UserError: `compile` with an allocator that has nothing to compile.
     """
 
     def __init__(
@@ -91,8 +90,8 @@ class TwoTimescaleModule(L.LightningModule):
         self.num_envs = num_envs
         self.frames = frames
         self.seed = seed
-        self.compile_update = compile
-        self.compiled: CompiledUpdate | None = None
+        if compile:
+            allocator.compile_update()
         self.frame = 0
         self.slots = 0
         self.gradient_steps = 0
@@ -113,12 +112,12 @@ class TwoTimescaleModule(L.LightningModule):
         for name, policy in self.policies():
             policy.seed(self.seed, "rank", rank, name)
         self.meters = Meters()
+        self.watch = FiniteWatch()
 
-    def _replay(self, name: str, policy: Cacher | Allocator, capacity: int) -> PackedReplay | None:
+    def _replay(self, name: str, policy: Policy, capacity: int) -> Replay | None:
         if not policy.learns:
             return None
-        seed = derive_seed(self.seed, "rank", self.global_rank, name, "replay")
-        return PackedReplay(policy.transition_fields(), capacity, seed, self.device)
+        return Replay(capacity, derive_seed(self.seed, "rank", self.global_rank, name, "replay"), self.device)
 
     def policies(self) -> Iterator[tuple[str, Policy]]:
         yield "cacher", self.cacher
@@ -141,9 +140,6 @@ class TwoTimescaleModule(L.LightningModule):
         if self.restored is not None:
             run_state.restore(self, self.restored)
             self.restored = None
-        if self.compile_update and isinstance(self.allocator, ActorCriticAllocator):
-            own = {name: self.optimizer[f"allocator.{name}"].optimizer for name in ("critic", "actor")}
-            self.compiled = CompiledUpdate(self.allocator, own, self.loop.gradient_clip)
         self.meters.start_clock(self.slots)
 
     # -- the loop
@@ -162,80 +158,40 @@ class TwoTimescaleModule(L.LightningModule):
         if self.frame % self.scenario.frames_per_episode == 0:
             self.cacher.start_episode(cells)
         frame_state = self.cacher.state(cells) if self.frame_replay is not None else None
-        with self._networks():
-            cache = self.cacher.decide(cells, explore=True)
-        cells = cells.set("cache", amend_cache(self.scenario, cache))
-        slot_state = self.allocator.state(cells) if self.allocator.learns else None
-        for _ in range(self.scenario.slots_per_frame):
-            cells, slot_state = self._play_slot(cells, slot_state, cache)
+        for slot in frame(self.env, self.cacher, self.allocator, explore=True, networks=self._networks):
+            self._learn_from(slot)
         if self.frame_replay is not None and frame_state is not None:
-            reward = cells["reward", "frame"]
-            self.frame_replay.extend(self.cacher.transition(frame_state, cache, reward, self.cacher.state(cells)))
+            reward, next_state = slot.following["reward", "frame"], self.cacher.state(slot.following)
+            self.frame_replay.extend(self.cacher.transition(frame_state, slot.cache, reward, next_state))
             self._update("cacher", self.frame_replay, self.loop.updates_per_frame)
         if (self.frame + 1) % self.scenario.frames_per_episode == 0:
             self.env.reset()
+        self._check_finite()
 
-    def _play_slot(self, cells: TensorDict, state: Tensor | None, cache: Tensor) -> tuple[TensorDict, Tensor | None]:
-        """Decide, step, store and learn; returns the next slot's observation and allocator state."""
-        self.cacher.observe(cells)
-        with self._networks():
-            raw = (
-                self.allocator.decide(cells, explore=True) if state is None else self.allocator.act(state, explore=True)
-            )
-        following = self.env.play(cache, raw)
-        self.meters.add(slot_metrics(self.scenario, following["served"], cells["attached"]))
-        if state is None or self.slot_replay is None:
-            return following, None
-        hit = hits(cells["cache"], cells["request"])
-        shares = amend_allocation(raw, hit, cells["attached"])
-        next_state = self.allocator.state(following)
-        self.slot_replay.extend(self.allocator.transition(state, shares, following["served"], next_state))
-        self._update("allocator", self.slot_replay, self.loop.updates_per_slot)
-        return following, next_state
+    def _learn_from(self, slot: Slot) -> None:
+        """Measure a slot, store it and take the allocator's gradient steps."""
+        self.watch.add("the allocation that the allocator returned", slot.raw)
+        self.meters.add(slot_metrics(self.scenario, slot.following["served"], slot.cells["attached"]))
+        if self.slot_replay is not None:
+            self.slot_replay.extend(self.allocator.transition(slot.state, slot.following, slot.next_state))
+            self._update("allocator", self.slot_replay, self.loop.updates_per_slot)
 
-    def _update(self, owner: str, replay: PackedReplay, times: int) -> None:
-        policy, batch_size, warmup = (
-            (self.cacher, self.loop.frame_batch_size, self.loop.frame_warmup)
-            if owner == "cacher"
-            else (self.allocator, self.loop.slot_batch_size, self.loop.slot_warmup)
-        )
-        if len(replay) < max(warmup, 1):
+    def _update(self, owner: str, replay: Replay, times: int) -> None:
+        policy: Policy = self.cacher if owner == "cacher" else self.allocator
+        timescale = "frame" if owner == "cacher" else "slot"
+        if len(replay) < max(getattr(self.loop, f"{timescale}_warmup"), 1):
             return
         for _ in range(times):
-            batch = replay.sample(batch_size)
-            metrics = self._compiled_update(batch) if owner == "allocator" else None
-            if metrics is None:
-                with self._networks():
-                    metrics = policy.update(batch, partial(self._minimise, owner))
+            batch = replay.sample(getattr(self.loop, f"{timescale}_batch_size"))
+            with self._networks():
+                metrics = policy.update(batch, partial(self._minimise, owner))
             self.meters.add({f"{owner}/{key}": value for key, value in metrics.items()})
-
-    def _compiled_update(self, batch: dict[str, Tensor]) -> Metrics | None:
-        """The update as one graph; None where that is not asked for, or not possible here."""
-        if self.compiled is None:
-            return None
-        generator = self.allocator.generator.get_state()
-        try:
-            metrics = self.compiled(batch)
-        except Exception as error:  # of any of the compiler's many kinds; nothing has been changed yet
-            if self.compiled.ran:
-                raise
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            print(f"compile: not possible here ({reason.strip()}); going on without", file=sys.stderr)
-            self.allocator.generator.set_state(generator)
-            self.compiled = None
-            return None
-        for name, loss in metrics.items():
-            if not math.isfinite(loss.item()):
-                raise NonFiniteError(self._origin(f"the allocator's {name} is {loss.item()}"))
-        self.gradient_steps += 2
-        return metrics
 
     def _minimise(self, owner: str, name: str, loss: Tensor) -> None:
         """One gradient step on one optimizer's parameters; no other parameter gets a gradient."""
-        if not math.isfinite(loss.item()):
-            raise NonFiniteError(self._origin(f"the {name} loss of the {owner} is {loss.item()}"))
+        self.watch.add(f"the {name} loss of the {owner}", loss)
         optimizer = self.optimizer[f"{owner}.{name}"]
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        parameters = _parameters(optimizer)
         for p in parameters:
             p.grad = None
         self.manual_backward(loss, inputs=parameters)
@@ -244,8 +200,8 @@ class TwoTimescaleModule(L.LightningModule):
         self.gradient_steps += 1
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        # Here gradients are unscaled whatever the precision.
-        clip_gradients([p for group in optimizer.param_groups for p in group["params"]], self.loop.gradient_clip)
+        if self.loop.gradient_clip:  # here gradients are unscaled whatever the precision
+            nn.utils.clip_grad_norm_(_parameters(optimizer), self.loop.gradient_clip)
 
     def _set_progress(self) -> None:
         for owner, policy in self.policies():
@@ -259,14 +215,14 @@ class TwoTimescaleModule(L.LightningModule):
         """The configured precision, for what networks compute."""
         return self.trainer.precision_plugin.forward_context()
 
-    def _origin(self, what: str) -> str:
-        """`what`, and the first parameter that is not finite, if one is."""
-        for name, parameter in self.named_parameters():
-            if not bool(torch.isfinite(parameter).all()):
-                return f"frame {self.frame}: {what}; parameter {name} holds NaN or infinity"
-        return (
-            f"frame {self.frame}: {what}; all parameters are finite, so it arose in this loss's inputs or forward pass"
-        )
+    def _check_finite(self) -> None:
+        """Raise `NonFiniteError` with its origin if anything in this frame was NaN or infinite."""
+        try:
+            self.watch.check(f"frame {self.frame}")
+        except NonFiniteError as error:
+            bad = next((n for n, p in self.named_parameters() if not bool(p.isfinite().all())), None)
+            found = f"parameter {bad} holds NaN or infinity" if bad else "all parameters are finite"
+            raise NonFiniteError(f"{error}; {found}") from None
 
     # -- what others see of it
 
@@ -283,3 +239,7 @@ class TwoTimescaleModule(L.LightningModule):
         self.restored = run_state.mine(self, checkpoint)
         # A run that was complete and is now made longer: its last batch is no longer the last.
         checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
+
+
+def _parameters(optimizer: Any) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]

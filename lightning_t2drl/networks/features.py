@@ -1,15 +1,17 @@
 """From an observation in physical units to what networks see: fixed, scenario-based normalisation.
 
-Both layouts start with `hit`, `attached` and `full_share` [U] each: what amending an action takes, so that a replayed
-state can be acted on without the observation it came from.
+Every layout gives the same named fields: `hit` and `attached` (bool [*, U]) and `full_share` ([*, U], the share of the
+step budget that full quality takes), which are what turning an output into an allocation takes, and `features`, which
+are what networks read. So a replayed state can be acted on without the observation it came from.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Protocol
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from lightning_t2drl.system import service
@@ -17,11 +19,27 @@ from lightning_t2drl.system.channel import access_time, path_gain
 from lightning_t2drl.system.scenario import Scenario
 from lightning_t2drl.system.serving import hits
 
+State = Mapping[str, Tensor]  # by field, see above
+Observation = Mapping[str, Tensor]  # the cells' observation, see `EdgeAIGCEnv`
 
-def flags(observation: TensorDict) -> tuple[Tensor, Tensor]:
-    """`hit` and `attached` as bool [*, U]; a user of another cell is no hit."""
-    attached = observation["attached"]
-    return hits(observation["cache"], observation["request"]) & attached, attached
+
+class Features(Protocol):
+    """A layout of `features`. An actor and a critic must read the same one."""
+
+    def __init__(self, scenario: Scenario) -> None: ...
+
+    def __call__(self, scenario: Scenario, observation: Observation) -> dict[str, Tensor]:
+        """The state's fields [*, ...] from the cells' observation [*]."""
+
+
+def facts(scenario: Scenario, observation: Observation) -> dict[str, Tensor]:
+    """`hit`, `attached` and `full_share` [*, U]; a user attached to another cell is not counted as a hit."""
+    request, attached = observation["request"], observation["attached"]
+    return {
+        "hit": hits(observation["cache"], request) & attached,
+        "attached": attached,
+        "full_share": scenario.full_steps[request] / scenario.step_budget,
+    }
 
 
 def _centred(value: Tensor, interval: tuple[float, float]) -> Tensor:
@@ -37,46 +55,42 @@ def _log_gain(scenario: Scenario, gain: Tensor) -> Tensor:
 
 
 class FlatFeatures:
-    """The published state: channel gains, requests, caching decision and payload sizes, as one vector."""
+    """The published state: channel gains, requests, caching decision and payload sizes, as one vector [*, S]."""
+
+    any_users = False
 
     def __init__(self, scenario: Scenario) -> None:
-        self.users, self.models = scenario.users, scenario.models
-        self.inputs = self.users * (3 + self.models) + self.models
-        self.width = 3 * self.users + self.inputs
+        self.width = scenario.users * (3 + scenario.models) + scenario.models
 
-    def __call__(self, scenario: Scenario, observation: TensorDict) -> Tensor:
-        """[*, S] from the cells' observation [*]."""
-        hit, attached = flags(observation)
-        request = torch.nn.functional.one_hot(observation["request"], self.models)
+    def __call__(self, scenario: Scenario, observation: Observation) -> dict[str, Tensor]:
+        request = torch.nn.functional.one_hot(observation["request"], scenario.models)
         parts = [
-            *amending_columns(scenario, observation["request"], hit, attached),
             _log_gain(scenario, observation["gain"]),
             _centred(observation["input_bits"], scenario.input_bits),
             _centred(observation["output_bits"], scenario.output_bits),
             request.flatten(-2),
             observation["cache"],
         ]
-        return torch.cat([part.float() for part in parts], -1)
+        return facts(scenario, observation) | {"features": torch.cat([part.float() for part in parts], -1)}
 
 
 class UserFeatures:
-    """One row per user, the same for any number of users: users are a set and the networks treat them as one.
+    """One row per user, [*, U, F], the same for any number of users: networks treat users as a set.
 
     Beside the published quantities each row says what they mean for the user: the seconds the link would take
     with all the bandwidth (log scale), the time that is left of the deadline at full quality, and the cell's load.
     """
 
-    LINK = 2  # row of the table that holds the log of link time over deadline, see `log_link`
-    PER_USER = 11
+    any_users = True
+    LINK = 2  # column with the log of link time over deadline, see `log_link`
+    PER_USER = 11  # F
 
     def __init__(self, scenario: Scenario) -> None:
-        self.users = scenario.users
-        self.width = (3 + self.PER_USER) * self.users
+        """Nothing depends on the scenario's sizes."""
 
-    def __call__(self, scenario: Scenario, observation: TensorDict) -> Tensor:
-        """[*, S] from the cells' observation [*]."""
-        request = observation["request"]
-        hit, attached = flags(observation)
+    def __call__(self, scenario: Scenario, observation: Observation) -> dict[str, Tensor]:
+        known = facts(scenario, observation)
+        hit, attached = known["hit"], known["attached"]
         link = access_time(scenario, observation["gain"], observation["input_bits"], observation["output_bits"])
         link = link / scenario.deadline
         miss = attached & ~hit
@@ -84,14 +98,13 @@ class UserFeatures:
             scenario.backhaul_rate * scenario.deadline
         )
         backhaul = payload * miss * miss.sum(-1, keepdim=True)
-        curve = service.profile(scenario, request)
+        curve = service.profile(scenario, observation["request"])
         full = curve.full_steps
         slack = 1 - service.generation_delay(curve, full) / scenario.deadline - backhaul
         # With the square-root law b_u ~ sqrt(a_u), user u's access delay is sqrt(a_u) times this sum.
         load = (link.sqrt() * attached).sum(-1, keepdim=True).clamp_min(1e-9).log()
         demand = (full * hit).sum(-1, keepdim=True) / scenario.step_budget
-        floor_ratio = curve.floor_steps / full
-        rows = [
+        columns = [
             hit,
             attached,
             0.5 * (link.clamp_min(1e-9).log() + 4),
@@ -101,30 +114,12 @@ class UserFeatures:
             demand.expand_as(link),
             (demand.clamp_min(1 / 64).log() / math.log(2)).expand_as(link),
             full / scenario.step_budget * 5,
-            floor_ratio,
+            curve.floor_steps / full,
             curve.seconds_per_step * full / scenario.deadline,
         ]
-        table = torch.stack([row.float() for row in rows], -1)
-        columns = [column.float() for column in amending_columns(scenario, request, hit, attached)]
-        return torch.cat((*columns, table.flatten(-2)), -1)
+        return known | {"features": torch.stack([column.float() for column in columns], -1)}
 
     @classmethod
-    def log_link(cls, table: Tensor) -> Tensor:
-        """log(a_u / deadline) [*, U] back from the features [*, U, F]."""
-        return 2 * table[..., cls.LINK] - 4
-
-
-def amending_columns(scenario: Scenario, request: Tensor, hit: Tensor, attached: Tensor) -> list[Tensor]:
-    """The leading columns of a state: `hit`, `attached`, and `full_share`, the share of L that full quality takes."""
-    return [hit, attached, scenario.full_steps[request] / scenario.step_budget]
-
-
-def amending_facts(state: Tensor, users: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`hit`, `attached` (bool [*, U]) and `full_share` [*, U] back from states [*, S]."""
-    hit, attached, full_share, _ = state.tensor_split((users, 2 * users, 3 * users), -1)
-    return hit > 0.5, attached > 0.5, full_share
-
-
-def network_inputs(state: Tensor, users: int) -> Tensor:
-    """What networks see of states [*, S]: [*, rest]."""
-    return state[..., 3 * users :]
+    def log_link(cls, features: Tensor) -> Tensor:
+        """log(a_u / deadline) [*, U] back from `features` [*, U, F]."""
+        return 2 * features[..., cls.LINK] - 4

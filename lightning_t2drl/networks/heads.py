@@ -2,30 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from lightning_t2drl.system import raw_from_shares
+from lightning_t2drl.checks import within
+from lightning_t2drl.networks.features import State
+from lightning_t2drl.system.amender import raw_from_shares
 
 
 class Head(Protocol):
     """From an actor's output to a raw allocation, which the amender makes feasible."""
 
-    def __call__(self, output: Tensor, hit: Tensor, attached: Tensor, full_share: Tensor) -> Tensor:
-        """Raw [*, U, 2] from output [*, U, 2], flags [*, U] and `full_share` [*, U], A3 / L of each user's model."""
+    def __call__(self, output: Tensor, state: State) -> Tensor:
+        """Raw [*, U, 2] from output [*, U, 2] and the fields of a state [*]."""
+
+
+@dataclass
+class TanhHeadConfig:
+    """No keys: there is nothing to choose."""
+
+    _target_: str = ""
 
 
 class TanhHead:
     """The published head: the output is the raw action; the amender scales what exceeds the budget."""
 
-    def __init__(self, scale: float, step_scale: float) -> None:
-        """The scales are of no use here: the amender's scaling already makes shares relative."""
+    Config = TanhHeadConfig
 
-    def __call__(self, output: Tensor, hit: Tensor, attached: Tensor, full_share: Tensor) -> Tensor:
+    def __init__(self, config: TanhHeadConfig) -> None:
+        """Nothing to keep."""
+
+    def __call__(self, output: Tensor, state: State) -> Tensor:
         return output
+
+
+@dataclass
+class CompetitiveHeadConfig:
+    """Keys of `configs/allocator/head/competitive.yaml`."""
+
+    _target_: str = ""
+    scale: float = 3.0
+    step_scale: float = 60.0
+
+    def __post_init__(self) -> None:
+        within("", self, scale=(0, 100), step_scale=(0, 1000))
 
 
 class CompetitiveHead:
@@ -41,21 +64,24 @@ class CompetitiveHead:
     that the sigmoid is saturated long before tanh is: otherwise all outputs drift to 1, where they tie.
     """
 
+    Config = CompetitiveHeadConfig
+
     # Where a fresh network starts: at A3 sigmoid(3) steps for each hit. Below A1 steps buy nothing and nothing tells an
     # actor that more would; from the middle, the first errors of a critic could push it there.
     GENEROUS = 3.0
     SECTIONS, ROUNDS = 12, 4  # theta is found to 1/12^4 of its range, then refined by a Newton step
 
-    def __init__(self, scale: float, step_scale: float) -> None:
-        self.scale = scale
-        self.step_scale = step_scale
+    def __init__(self, config: CompetitiveHeadConfig) -> None:
+        self.scale = config.scale
+        self.step_scale = config.step_scale
 
-    def __call__(self, output: Tensor, hit: Tensor, attached: Tensor, full_share: Tensor) -> Tensor:
+    def __call__(self, output: Tensor, state: State) -> Tensor:
+        hit, attached = state["hit"], state["attached"]
         logit = output[..., 0]
         count = attached.sum(-1, keepdim=True).clamp_min(1)
         logit = self.scale * (logit - (logit * attached).sum(-1, keepdim=True) / count)
         bandwidth = logit.masked_fill(~attached, -1e9).softmax(-1)
-        steps = self._threshold(self.step_scale * output[..., 1] + self.GENEROUS, full_share * (hit & attached))
+        steps = self._threshold(self.step_scale * output[..., 1] + self.GENEROUS, state["full_share"] * hit)
         return raw_from_shares(torch.stack((bandwidth, steps), -1))
 
     def _threshold(self, logit: Tensor, most: Tensor) -> Tensor:
@@ -76,6 +102,3 @@ class CompetitiveHead:
         slope = (most * share * (1 - share)).sum(-1, keepdim=True).clamp_min(1e-4)
         theta = theta + torch.where(binding, ((most * share).sum(-1, keepdim=True) - 1) / slope.detach(), 0.0)
         return most * (logit - theta).sigmoid()
-
-
-HEADS: dict[str, Callable[[float, float], Head]] = {"tanh": TanhHead, "competitive": CompetitiveHead}

@@ -1,8 +1,7 @@
-"""The published networks: multilayer perceptrons over the flat state."""
+"""Flat networks, as published: multilayer perceptrons over the whole state and a fixed number of users."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -10,37 +9,48 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_t2drl.accel.kernels import addmm, linear
-from lightning_t2drl.networks.activations import activation
-from lightning_t2drl.networks.features import FlatFeatures, network_inputs
-from lightning_t2drl.networks.mlp_chain import MLPChain
+from lightning_t2drl.checks import one_of, within
+from lightning_t2drl.networks.activations import ACTIVATIONS
+from lightning_t2drl.networks.features import FlatFeatures, State
 from lightning_t2drl.system.scenario import Scenario
 
 
 @dataclass
 class MLPConfig:
-    """Shape of an MLP; see `configs/allocator/d3pg.yaml`."""
+    """Keys of `configs/allocator/actor/mlp.yaml`."""
 
     _target_: str = ""
     hidden: int = 256
     layers: int = 3
     activation: str = "relu"
+    hits: bool = False
+
+    def __post_init__(self) -> None:
+        within("", self, hidden=(1, 1e5), layers=(1, 100))
+        one_of("", self, activation=ACTIVATIONS)
+
+
+@dataclass
+class MLPCriticConfig(MLPConfig):
+    """Keys of `configs/allocator/critic/mlp.yaml`."""
+
+    per_user: bool = False
+    log_shares: bool = False
 
 
 class Tail(nn.Module):
     """What follows a first hidden layer: its activation, the further hidden layers, and a linear output."""
 
-    def __init__(self, hidden: int, layers: int, outputs: int, activation_name: str) -> None:
+    def __init__(self, hidden: int, layers: int, outputs: int, activation: str) -> None:
         super().__init__()
-        self.activation_name = activation_name
-        self.activation = activation(activation_name)
+        self.activation = ACTIVATIONS[activation]
         widths = [hidden] * layers + [outputs]
         self.layers = nn.ModuleList(nn.Linear(inputs, outs) for inputs, outs in pairwise(widths))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[*, outputs] from [*, hidden]."""
         for layer in self.layers:
-            hidden = linear(self.activation(hidden), layer.weight, layer.bias)  # type: ignore[arg-type]
+            hidden = layer(self.activation(hidden))
         return hidden
 
 
@@ -49,19 +59,32 @@ def per_step(hidden: Tensor, from_step: Tensor | None) -> tuple[Tensor, ...]:
     return (hidden,) if from_step is None else tuple(hidden + row for row in from_step.unbind())
 
 
+def seen(state: State, hits: bool) -> Tensor:
+    """What an MLP reads of a state, [*, S] or, with `hits`, [*, S + 3 U].
+
+    A hit follows from request and cache, but only as a sum of products, which an MLP learns slowly.
+    """
+    features = state["features"]
+    if not hits:
+        return features
+    return torch.cat((*(state[key].to(features.dtype) for key in ("hit", "attached", "full_share")), features), -1)
+
+
+def seen_width(scenario: Scenario, hits: bool) -> int:
+    return FlatFeatures(scenario).width + (3 * scenario.users if hits else 0)
+
+
 class MLPContext(NamedTuple):
-    """What every denoising step of a chain uses alike."""
+    """What all diffusion steps of a chain share."""
 
     hidden: tuple[Tensor, ...]  # what state and step contribute to the first layer, [n, hidden] per step
-    from_action: Tensor | None  # weight of the noisy action there, [2 U, hidden]
-    layers: list[tuple[Tensor, Tensor]]  # bias and transposed weight of each later layer
 
 
 class MLPTrunk(nn.Module):
     """Denoiser eps_theta(x, i, s), or a plain actor where `steps` is 0; three hidden layers and tanh as published.
 
     The first layer's weights are split: what the state and the step index (a learned vector) contribute is computed
-    once per chain (`context`), so that a denoising step multiplies only the action.
+    once per chain (`context`), so that a diffusion step multiplies only the action.
     """
 
     Config = MLPConfig
@@ -70,54 +93,42 @@ class MLPTrunk(nn.Module):
     def __init__(self, scenario: Scenario, steps: int, config: MLPConfig) -> None:
         super().__init__()
         self.users = scenario.users
-        inputs = FlatFeatures(scenario).inputs
-        self.from_state = nn.Linear(inputs, config.hidden)
+        self.hits = config.hits
+        self.from_state = nn.Linear(seen_width(scenario, config.hits), config.hidden)
         self.from_action = nn.Linear(2 * self.users, config.hidden, bias=False) if steps else None
-        self.from_step = nn.Parameter(0.1 * torch.randn(max(steps, 1), config.hidden)) if steps else None
+        self.from_step = nn.Parameter(0.1 * torch.randn(steps, config.hidden)) if steps else None
         self.tail = Tail(config.hidden, config.layers, 2 * self.users, config.activation)
 
-    def context(self, state: Tensor) -> MLPContext:
-        """What a chain needs for states [n, S] and only has to look up once."""
-        hidden = per_step(self.from_state(network_inputs(state, self.users)), self.from_step)
-        from_action = None if self.from_action is None else self.from_action.weight.t()
-        return MLPContext(hidden, from_action, [(layer.bias, layer.weight.t()) for layer in self.tail.layers])  # type: ignore[misc, operator]
+    def context(self, state: State) -> MLPContext:
+        return MLPContext(per_step(self.from_state(seen(state, self.hits)), self.from_step))
 
     def forward(self, context: MLPContext, x: Tensor | None, step: int) -> Tensor:
-        """Tanh output [n, U, 2]; `x` [n, U, 2] is the noisy action, `step` counts from 0."""
+        """Output [n, U, 2] before any squashing; `x` [n, U, 2] is the noisy action, `step` counts from 0."""
         hidden = context.hidden[step]
-        if x is not None and context.from_action is not None:
-            hidden = addmm(hidden, x.flatten(1), context.from_action)
-        activate = self.tail.activation
-        for bias, weight in context.layers:
-            hidden = addmm(bias, activate(hidden), weight)
-        return hidden.tanh().view(-1, self.users, 2)
-
-    def chain(
-        self, state: Tensor, x: Tensor, added: Sequence[Tensor], coefficients: list[tuple[float, float]]
-    ) -> Tensor:
-        """x_0 [n, U, 2] from x_I, see `reverse_chain`; for learning."""
-        assert self.from_step is not None and self.from_action is not None
-        hidden = self.from_state(network_inputs(state, self.users)) + self.from_step.unsqueeze(1)
-        layers = [p for layer in self.tail.layers for p in (layer.weight, layer.bias)]
-        flat, name = [z.flatten(1) for z in added], self.tail.activation_name
-        out = MLPChain.apply(hidden, x.flatten(1), flat, coefficients, name, self.from_action.weight, *layers)
-        return out.view(-1, self.users, 2)
+        if x is not None and self.from_action is not None:
+            hidden = hidden + self.from_action(x.flatten(1))
+        return self.tail(hidden).view(-1, self.users, 2)
 
 
 class MLPCritic(nn.Module):
-    """Q(s, a) over the flat state and the executed shares; one output."""
+    """Q(s, a) over the flat state and the executed shares; one output, or one per user."""
 
-    Config = MLPConfig
-    per_user = False
+    Config = MLPCriticConfig
+    Features = FlatFeatures
 
-    def __init__(self, scenario: Scenario, config: MLPConfig) -> None:
+    def __init__(self, scenario: Scenario, config: MLPCriticConfig) -> None:
         super().__init__()
-        self.users = scenario.users
-        inputs = FlatFeatures(scenario).inputs + 2 * self.users
+        self.users, self.hits = scenario.users, config.hits
+        self.per_user, self.log_shares = config.per_user, config.log_shares
+        inputs = seen_width(scenario, config.hits) + 2 * self.users * (2 if config.log_shares else 1)
         self.first = nn.Linear(inputs, config.hidden)
-        self.tail = Tail(config.hidden, config.layers, 1, config.activation)
+        outputs = self.users if config.per_user else 1
+        self.tail = Tail(config.hidden, config.layers, outputs, config.activation)
 
-    def forward(self, state: Tensor, shares: Tensor) -> Tensor:
-        """[*, 1] from states [*, S] and shares [*, U, 2]; shares are scaled to mean 1 for an equal split."""
-        inputs = network_inputs(state, self.users)
-        return self.tail(self.first(torch.cat((inputs, shares.flatten(-2) * self.users), -1)))
+    def forward(self, state: State, shares: Tensor) -> Tensor:
+        """[*, 1 or U] from a state and shares [*, U, 2], which are scaled to mean 1 for an equal split."""
+        scaled = shares.flatten(-2) * self.users
+        inputs = [seen(state, self.hits), scaled]
+        if self.log_shares:
+            inputs.append(scaled.clamp_min(1e-3 * self.users).log())
+        return self.tail(self.first(torch.cat(inputs, -1)))

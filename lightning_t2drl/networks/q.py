@@ -7,16 +7,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_t2drl.checks import one_of, within
+from lightning_t2drl.networks.activations import ACTIVATIONS
 from lightning_t2drl.networks.mlp import Tail
 
 
 @dataclass
 class QConfig:
-    """Shape of a Q-network; see `configs/cacher/ddqn.yaml`."""
+    """Keys of `configs/cacher/network/*.yaml`."""
 
     _target_: str = ""
     hidden: int = 128
     activation: str = "relu"
+
+    def __post_init__(self) -> None:
+        within("", self, hidden=(1, 1e5))
+        one_of("", self, activation=ACTIVATIONS)
 
 
 class MLPQNetwork(nn.Module):
@@ -28,6 +34,7 @@ class MLPQNetwork(nn.Module):
     """
 
     Config = QConfig
+    additive = False
     place: Tensor
     bits: Tensor
 
@@ -60,6 +67,7 @@ class CacheQNetwork(nn.Module):
     """
 
     Config = QConfig
+    additive = False
     subsets: Tensor
 
     def __init__(self, state_width: int, subsets: Tensor, config: QConfig) -> None:
@@ -82,6 +90,7 @@ class ModelValueNetwork(nn.Module):
     """Q(s, c) = v_0(s) + sum_m c_m v_m(s): a value per model, so that the best cache is a knapsack."""
 
     Config = QConfig
+    additive = True
 
     def __init__(self, state_width: int, models: int, config: QConfig) -> None:
         super().__init__()

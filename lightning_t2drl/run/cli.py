@@ -21,7 +21,6 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from lightning_t2drl.accel.kernels import keep_freed_memory
 from lightning_t2drl.errors import NonFiniteError, UserError
 from lightning_t2drl.run.schemas import strict
 from lightning_t2drl.system.scenario_config import CONFIG_ROOT
@@ -90,7 +89,6 @@ def prepare_process() -> None:
     """What every process that runs a job needs; a sweep's launcher may have started it."""
     quiet_libraries()
     torch.set_flush_denormal(True)  # denormals slow updates down several times over
-    keep_freed_memory()
 
 
 def quiet_libraries() -> None:

@@ -16,8 +16,6 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from lightning_t2drl.allocators.actor_critic import ActorCriticAllocator
-from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.callbacks import FrameCheckpoint, FrameProgress, GracefulStop, PeriodicEvaluation
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.files import remove_leftovers, write_atomically
@@ -25,12 +23,12 @@ from lightning_t2drl.loop import state as run_state
 from lightning_t2drl.loop.checkpoints import AtomicCheckpointIO, load_checkpoint
 from lightning_t2drl.loop.distributed import AlternatingDDPStrategy, is_rank_zero
 from lightning_t2drl.loop.two_timescale import TwoTimescaleModule
-from lightning_t2drl.policy import derive_seed
 from lightning_t2drl.run.finish import finish_run
 from lightning_t2drl.run.loggers import BEGINNING, check_wandb_account, make_loggers
 from lightning_t2drl.run.output_dir import output_directory
 from lightning_t2drl.run.resume import resume_from
 from lightning_t2drl.run.schemas import TrainConfig, build_policies
+from lightning_t2drl.seeding import derive_seed
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
@@ -65,7 +63,6 @@ def train(config: TrainConfig, raw: DictConfig, overrides: list[str]) -> dict[st
     module = TwoTimescaleModule(
         scenario, cacher, allocator, config.loop, config.env.num_envs, config.frames, config.seed, config.compile
     )
-    _check_compilable(config, allocator)
     console = Console(stderr=False, quiet=not is_rank_zero())
     _check_hardware(config)
     check_wandb_account(config)
@@ -89,20 +86,6 @@ def _check_hardware(config: TrainConfig) -> None:
         raise UserError("trainer.accelerator: gpu, but PyTorch sees no CUDA device; use trainer=cpu")
     if t.precision == "16-mixed":
         raise UserError("trainer.precision: 16-mixed needs a GPU; use bf16-mixed or 32-true")
-
-
-def _check_compilable(config: TrainConfig, allocator: Allocator) -> None:
-    """The compiled update knows neither other processes' gradients nor mixed precision.
-
-    Raises:
-        UserError: naming what stands in the way.
-    """
-    if not config.compile:
-        return
-    if config.trainer.strategy != "auto" or config.trainer.precision != "32-true":
-        raise UserError("compile: true needs one process and trainer.precision=32-true")
-    if not isinstance(allocator, ActorCriticAllocator):
-        raise UserError(f"compile: {type(allocator).__name__} has no gradient update to compile")
 
 
 def _run(

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from lightning_t2drl.system import service
 from lightning_t2drl.system.channel import access_time
-from lightning_t2drl.system.records import record
 from lightning_t2drl.system.scenario import Scenario
 
 
@@ -74,7 +73,7 @@ def serve(
     }
     if attached is not None:
         out = {key: torch.where(attached, value, torch.zeros_like(value)) for key, value in out.items()}
-    return record(out, request.shape[:-1], request.device)
+    return TensorDict(out, batch_size=request.shape[:-1], device=request.device)
 
 
 def cell_mean(value: Tensor, attached: Tensor | None) -> Tensor:

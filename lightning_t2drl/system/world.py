@@ -77,22 +77,19 @@ def initial_state(scenario: Scenario, envs: int, generator: torch.Generator) -> 
     return state | new_slot(scenario, popularity, position, split_noise(scenario, slot_noise))
 
 
-def advance(scenario: Scenario, state: State, uniform: Tensor, may_change: bool = True) -> State:
+def advance(scenario: Scenario, state: State, uniform: Tensor) -> State:
     """The worlds one slot later: users move, popularity may change, new requests come, fading is drawn anew.
 
     Args:
         scenario: the world's constants.
         state: the worlds now.
         uniform: what `draw_noise` drew for the next slot.
-        may_change: false where the caller knows that no world's popularity state changes at the next slot.
     """
     noise = split_noise(scenario, uniform)
     slot = state["slot"] + 1
-    popularity = state["popularity"]
-    if may_change:
-        jump = inverse_cdf(scenario.transition_cdf[popularity], noise.popularity.unsqueeze(-1)).squeeze(-1)
-        changes = (slot % scenario.popularity_change_every == 0).unsqueeze(-1)
-        popularity = torch.where(changes, jump, popularity)
+    jump = inverse_cdf(scenario.transition_cdf[state["popularity"]], noise.popularity.unsqueeze(-1)).squeeze(-1)
+    changes = (slot % scenario.popularity_change_every == 0).unsqueeze(-1)
+    popularity = torch.where(changes, jump, state["popularity"])
     position, velocity, mean_velocity = move(
         scenario, state["position"], state["velocity"], state["mean_velocity"], noise.mobility
     )

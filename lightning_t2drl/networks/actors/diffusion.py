@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import mse_loss
 
-
-class Trunk(Protocol):
-    """What a denoiser or plain actor network offers: the swap-in point for an architecture of one's own.
-
-    It may also have a `chain(state, x, added, coefficients)`, a `reverse_chain` that is faster to differentiate.
-    """
-
-    def context(self, state: Tensor) -> Any:
-        """What the states [n, S] contribute, evaluated once per chain."""
-
-    def forward(self, context: Any, x: Tensor | None, step: int) -> Tensor:
-        """Tanh output [n, U, 2] for the noisy action `x` [n, U, 2] at `step` (from 0); `x` is None without a chain."""
+from lightning_t2drl.checks import Misfit, one_of, within
+from lightning_t2drl.networks.actors.base import MakeTrunk, flat
+from lightning_t2drl.networks.features import State
 
 
 def vp_betas(steps: int, beta_min: float, beta_max: float) -> Tensor:
@@ -36,102 +27,135 @@ def linear_betas(steps: int, beta_min: float, beta_max: float) -> Tensor:
 SCHEDULES = {"vp": vp_betas, "linear": linear_betas}
 
 
-def posterior_coefficients(betas: Tensor, prediction: str) -> list[tuple[float, float, float]]:
-    """Per step i = 1..I the (c_x, c_p, c_z) of x_{i-1} = c_x x_i + c_p prediction + c_z z.
+@dataclass
+class DiffusionConfig:
+    """Keys that both kinds of chain read, `configs/allocator/diffusion/*.yaml`."""
 
-    With phi_i = 1 - beta_i and phibar_i their running product: for `epsilon`
-    x_{i-1} = (x_i - (1-phi_i)/sqrt(1-phibar_i) eps)/sqrt(phi_i) + sqrt(betabar_i) z, and for `sample` (the network
-    predicts x_0) the mean of q(x_{i-1} | x_i, x_0); betabar_i = (1-phibar_{i-1})/(1-phibar_i) beta_i, 0 at i = 1.
-    """
-    phi = 1 - betas.double()
-    phibar = phi.cumprod(0)
-    before = torch.cat((torch.ones(1, dtype=torch.float64), phibar[:-1]))
-    noise = ((1 - before) / (1 - phibar) * betas).sqrt()
-    if prediction == "epsilon":
-        on_x = phi.rsqrt()
-        on_prediction = -(1 - phi) / (1 - phibar).sqrt() * phi.rsqrt()
-    else:
-        on_x = phi.sqrt() * (1 - before) / (1 - phibar)
-        on_prediction = before.sqrt() * betas / (1 - phibar)
-    return list(zip(on_x.tolist(), on_prediction.tolist(), noise.tolist(), strict=True))
+    _target_: str = ""
+    steps: int = 5
+    schedule: str = "vp"
+    beta_min: float = 0.1
+    beta_max: float = 10.0
+
+    def __post_init__(self) -> None:
+        within("", self, steps=(1, 1000))
+        one_of("", self, schedule=SCHEDULES)
+        top = 1.0 if self.schedule == "linear" else 1e3
+        if not 0 < self.beta_min <= self.beta_max < top:
+            raise Misfit(f"beta_min, beta_max: need 0 < beta_min <= beta_max < {top:g} for {self.schedule}")
 
 
-def reverse_chain(
-    denoise: Callable[[Tensor, int], Tensor],
-    x: Tensor,
-    added: Sequence[Tensor],
-    coefficients: list[tuple[float, float]],
-) -> Tensor:
-    """x_0 from x_I: x_{i-1} = c_x x_i + c_p denoise(x_i, i - 1) + what is added after step i, for i = I..1.
+@dataclass
+class EpsilonDiffusionConfig(DiffusionConfig):
+    """Keys of `configs/allocator/diffusion/epsilon.yaml`."""
 
-    Args:
-        denoise: the prediction for a noisy action, and the step counted from 0.
-        x: x_I of any shape.
-        added: noise for the steps I..2, scaled.
-        coefficients: (c_x, c_p) of the steps 1..I.
-    """
-    steps = len(coefficients)
-    for i in range(steps, 0, -1):
-        on_x, on_prediction = coefficients[i - 1]
-        kept = added[steps - i].add(x, alpha=on_x) if i > 1 else x * on_x
-        x = kept.add(denoise(x, i - 1), alpha=on_prediction)
-    return x
+    epsilon_bound: float = 3.0
+    saturation_penalty: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        within("", self, epsilon_bound=(1e-3, 1e3), saturation_penalty=(0, 1e6))
 
 
 class DiffusionActor(nn.Module):
-    """x_I ~ N(0, I) denoised in I steps to an action, trained end to end by the critic's gradient.
+    """x_I ~ N(0, I), denoised in I steps to an action, trained end to end by the critic's gradient.
+
+    x_{i-1} = c_x x_i + c_p prediction + c_z z, with phi_i = 1 - beta_i, phibar_i their running product and
+    betabar_i = (1-phibar_{i-1})/(1-phibar_i) beta_i the variance of z's coefficient, 0 at i = 1. Subclasses say what
+    the network predicts, and so what c_x and c_p are.
 
     Args:
-        trunk: a network with `context(state)`, evaluated once per chain, and `forward(context, x, step)`, see `Trunk`.
-        steps: I.
-        schedule: `vp` or `linear`, with `beta_min` and `beta_max`.
-        prediction: what the trunk's output means, `epsilon` (published) or `sample` (x_0).
+        make_trunk: the network for a chain of so many steps, see `Trunk`.
+        config: of the chain.
     """
 
     spread: Tensor
 
-    def __init__(
-        self, trunk: nn.Module, steps: int, schedule: str, beta_min: float, beta_max: float, prediction: str
-    ) -> None:
+    def __init__(self, make_trunk: MakeTrunk, config: DiffusionConfig) -> None:
         super().__init__()
-        self.trunk = trunk
-        self.steps = steps
-        coefficients = posterior_coefficients(SCHEDULES[schedule](steps, beta_min, beta_max), prediction)
-        self.coefficients = [(on_x, on_prediction) for on_x, on_prediction, _ in coefficients]
-        spread = torch.tensor([on_noise for *_, on_noise in reversed(coefficients[1:])])
+        self.config = config
+        self.steps = config.steps
+        self.trunk = make_trunk(config.steps)
+        betas = SCHEDULES[config.schedule](config.steps, config.beta_min, config.beta_max)
+        phi = 1 - betas
+        phibar = phi.cumprod(0)
+        before = torch.cat((torch.ones(1, dtype=torch.float64), phibar[:-1]))
+        on_x, on_prediction = self.coefficients(phi, phibar, before)
+        self.on_x, self.on_prediction = on_x.tolist(), on_prediction.tolist()
+        spread = ((1 - before) / (1 - phibar) * betas).sqrt()[1:].flip(0).float()  # of the steps I..2
         self.register_buffer("spread", spread.view(-1, 1, 1, 1), persistent=False)
 
-    def forward(self, state: Tensor, noise: Tensor) -> Tensor:
-        """One action per state.
+    @staticmethod
+    def coefficients(phi: Tensor, phibar: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        """c_x and c_p of the steps 1..I, from phi_i, phibar_i and phibar_{i-1}."""
+        raise NotImplementedError
+
+    def predict(self, output: Tensor) -> Tensor:
+        """What the network's output [n, U, 2] predicts."""
+        raise NotImplementedError
+
+    def squash(self, x: Tensor) -> Tensor:
+        """x_0 as an action in [-1, 1]."""
+        return x
+
+    def penalty(self, x: Tensor) -> Tensor | None:
+        """What is added to the actor's loss for its x_0 [*, U, 2]."""
+        return None
+
+    def forward(self, state: State, noise: Tensor) -> Tensor:
+        """x_0 [*, U, 2] for states [*], not squashed.
 
         Args:
-            state: [*, S].
+            state: see `networks.features`.
             noise: [I, *, U, 2], standard normal: x_I, then z for the steps I..2 (the last step adds none).
-
-        Returns:
-            x_0, [*, U, 2]; within [-1, 1] for `sample`, unbounded for `epsilon`.
         """
-        trunk: Trunk = self.trunk  # type: ignore[assignment]
-        shape = noise.shape[1:]
-        state, noise = state.flatten(0, -2), noise.flatten(1, -3)
+        rows, batch = flat(state)
+        noise = noise.reshape(self.steps, -1, *noise.shape[-2:])
         x, added = noise[0], (noise[1:] * self.spread).unbind()
-        if torch.is_grad_enabled() and hasattr(trunk, "chain") and not torch.is_autocast_enabled(x.device.type):
-            return trunk.chain(state, x, added, self.coefficients).view(shape)
-        context = trunk.context(state)
-        network = trunk.forward  # calling the module itself costs as much as a small layer
-        return reverse_chain(lambda x, step: network(context, x, step), x, added, self.coefficients).view(shape)
+        context = self.trunk.context(rows)  # type: ignore[operator]
+        for i in range(self.steps, 0, -1):
+            prediction = self.predict(self.trunk(context, x, i - 1))
+            x = (self.on_x[i - 1] * x).add(prediction, alpha=self.on_prediction[i - 1])
+            if i > 1:
+                x = x + added[self.steps - i]
+        return x.unflatten(0, batch)
 
 
-class DirectActor(nn.Module):
-    """DDPG's actor: the same trunk, evaluated once, without a chain."""
+class SampleDiffusion(DiffusionActor):
+    """The network predicts x_0 through tanh; a step goes to the mean of q(x_{i-1} | x_i, x_0)."""
 
-    steps = 0
+    Config = DiffusionConfig
 
-    def __init__(self, trunk: nn.Module) -> None:
-        super().__init__()
-        self.trunk = trunk
+    @staticmethod
+    def coefficients(phi: Tensor, phibar: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        return phi.sqrt() * (1 - before) / (1 - phibar), before.sqrt() * (1 - phi) / (1 - phibar)
 
-    def forward(self, state: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The action for states [*, S]: [*, U, 2] in [-1, 1]; `noise` is not used."""
-        trunk: Trunk = self.trunk  # type: ignore[assignment]
-        return trunk.forward(trunk.context(state.flatten(0, -2)), None, 0).unflatten(0, state.shape[:-1])
+    def predict(self, output: Tensor) -> Tensor:
+        return output.tanh()
+
+
+class EpsilonDiffusion(DiffusionActor):
+    """The network predicts the noise, as published: x_{i-1} = (x_i - (1-phi_i)/sqrt(1-phibar_i) eps)/sqrt(phi_i) + ...
+
+    eps is within `epsilon_bound` (published: 1). With a bound of 1 no network can take out of x_0 the noise that the
+    chain adds; see docs/deviations.md. x_0 has no bound and is squashed by tanh, because a clamp to [-1, 1] has no
+    gradient outside; and as shares do not change when all raw actions grow alike, nothing but `saturation_penalty`,
+    on the square of what exceeds [-1, 1], keeps x_0 from drifting to where tanh has none either.
+    """
+
+    Config = EpsilonDiffusionConfig
+    config: EpsilonDiffusionConfig
+
+    @staticmethod
+    def coefficients(phi: Tensor, phibar: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+        return phi.rsqrt(), -(1 - phi) / (1 - phibar).sqrt() * phi.rsqrt()
+
+    def predict(self, output: Tensor) -> Tensor:
+        return self.config.epsilon_bound * output.tanh()
+
+    def squash(self, x: Tensor) -> Tensor:
+        return x.tanh()
+
+    def penalty(self, x: Tensor) -> Tensor:
+        # What is left within [-1, 1] has no gradient anyway.
+        return self.config.saturation_penalty * mse_loss(x, x.detach().clamp(-1.0, 1.0))

@@ -1,0 +1,34 @@
+"""Functions compiled by `torch.compile` where that works, for long runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+class Compiled:
+    """A function of tensors that is compiled at its first call, or stays as it is, with one line, where that fails.
+
+    The function must draw no random numbers and change nothing, so that a failed first call leaves no trace.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._plain = function
+        self._call = torch.compile(function, fullgraph=True, dynamic=False)
+        self._ran = False
+
+    def __call__(self, *args: Any) -> Any:
+        try:
+            result = self._call(*args)
+            self._ran = True
+            return result
+        except Exception as error:  # of any of the compiler's many kinds
+            if self._ran:
+                raise
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            print(f"compile: not possible here ({reason.strip()}); going on without", file=sys.stderr)
+            self._call, self._ran = self._plain, True
+            return self._call(*args)

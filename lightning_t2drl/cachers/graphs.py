@@ -1,0 +1,25 @@
+"""A learned cacher's decision as a function of what an operator sees of the demand, for export."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from lightning_t2drl.system.caching import amend_cache
+
+if TYPE_CHECKING:
+    from lightning_t2drl.cachers.q_learning import QLearningCacher
+
+
+class CacherGraph(nn.Module):
+    """One frame's cache."""
+
+    def __init__(self, cacher: QLearningCacher) -> None:
+        super().__init__()
+        self.cacher = cacher
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """Bool [N, M] from the popularity [N, P] and, where the cacher looks at it, the models held [N, M]."""
+        observation: Any = dict(zip(("popularity", "cache"), inputs, strict=False))
+        return amend_cache(self.cacher.scenario, self.cacher.choose(observation))

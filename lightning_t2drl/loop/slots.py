@@ -1,0 +1,57 @@
+"""The two timescales of one frame, as training and evaluation both play them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+from tensordict import TensorDict
+from torch import Tensor
+
+from lightning_t2drl.allocators.base import Allocator
+from lightning_t2drl.cachers.base import Cacher
+from lightning_t2drl.envs import EdgeAIGCEnv
+
+
+class Slot(NamedTuple):
+    """A slot that has been served, each part [N, B]."""
+
+    cache: Tensor  # as the cacher asked for it at the frame's start, bool [N, B, M]
+    raw: Tensor  # as the allocator asked, [N, B, U, 2]
+    cells: TensorDict  # observation at the slot's start
+    state: TensorDict  # what the allocator made of it
+    following: TensorDict  # observation at the next slot's start, with `served` and `reward` of this one
+    next_state: TensorDict
+
+
+def frame(
+    env: EdgeAIGCEnv,
+    cacher: Cacher,
+    allocator: Allocator,
+    explore: bool = False,
+    networks: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Iterator[Slot]:
+    """Play one frame: the cacher decides, then the allocator slot by slot.
+
+    Args:
+        env: the worlds, all at the start of a frame.
+        explore: whether both explore.
+        networks: a context for what networks compute, such as a precision.
+
+    Yields:
+        Every slot after it was served. The next is not drawn before the caller asks for it.
+    """
+    cells = env.observe()
+    with networks():
+        cache = cacher.decide(cells, explore)
+    cells = env.latch(cache)
+    state = allocator.state(cells)
+    for _ in range(env.scenario.slots_per_frame):
+        cacher.observe(cells)
+        with networks():
+            raw = allocator.act(state, explore)
+        following = env.play(raw)
+        next_state = allocator.state(following)
+        yield Slot(cache, raw, cells, state, following, next_state)
+        cells, state = following, next_state
