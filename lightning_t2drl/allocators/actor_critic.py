@@ -34,7 +34,7 @@ class ActorCriticConfig:
 
     _target_: str = ""
     actor: Any = field(default_factory=lambda: {"_target_": f"{SETS}.SetTrunk"})
-    critic: Any = field(default_factory=lambda: {"_target_": f"{SETS}.SetCritic", "hidden": 128, "rounds": 1})
+    critic: Any = field(default_factory=lambda: {"_target_": f"{SETS}.SetCritic"})
     head: Any = field(default_factory=lambda: {"_target_": "lightning_t2drl.networks.heads.CompetitiveHead"})
     critics: int = 2
     actor_learning_rate: float = 1e-3

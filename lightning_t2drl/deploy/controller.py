@@ -5,6 +5,7 @@ Nothing else of this package is imported, so this file also works alone, copied 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -13,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-FORMAT = 1  # of the directory that `export.py` writes
+FORMAT = 2  # of the directory that `export.py` writes
+READABLE = (1, 2)
 POLICY, ALLOCATOR, CRITIC, CACHER = "policy.json", "allocator.onnx", "critic.onnx", "cacher.onnx"
 
 MOST_BITS = 1e15  # of a payload: what float32 can still square
@@ -43,13 +45,14 @@ class Controller:
         scenario = self.policy["scenario"]
         self.models: int = scenario["models"]
         self.users: int | None = self.policy["users"]  # None: any number
-        self.denoising_steps: int = self.policy["denoising_steps"]
+        # I, length of the diffusion chain; format 1 used another name
+        self.diffusion_steps: int = self.policy.get("diffusion_steps", self.policy.get("denoising_steps", 0))
         self.step_budget: float = scenario["step_budget"]
         # Gain of a user whose uplink signal is as strong as the noise over the whole bandwidth.
         self.gain_at_0_db: float = scenario["noise_density"] * scenario["bandwidth"] / scenario["user_power"]
         self.generator = np.random.default_rng(seed)
         self._allocator = _session(Path(path, ALLOCATOR))
-        self._critic = _session(Path(path, CRITIC)) if self.denoising_steps else None
+        self._critic = _session(Path(path, CRITIC)) if self.diffusion_steps else None
         self._cacher = _session(Path(path, CACHER)) if Path(path, CACHER).exists() else None
 
     def cache(self, popularity: ArrayLike, held: ArrayLike | None = None) -> NDArray[np.bool_]:
@@ -124,23 +127,30 @@ class Controller:
             "cache": _flags("cache", cache, self.models, "models"),
             "attached": np.ones(users, bool) if attached is None else _flags("attached", attached, users, "users"),
         }
+        self._check_storage(feeds["cache"])
         shares = self._shares(feeds, users, samples, seed)
         if not math.isfinite(shares.sum()):
             raise RuntimeError("the policy answers with NaN: its parameters are damaged; export it anew")
         return Allocation(shares[:, 0], shares[:, 1] * np.float32(self.step_budget))
+
+    def _check_storage(self, cache: NDArray[np.bool_]) -> None:
+        scenario = self.policy["scenario"]
+        used, capacity = float(np.asarray(scenario["model_storage"])[cache].sum()), scenario["storage_capacity"]
+        if used > capacity * (1 + 1e-9):
+            raise ValueError(f"cache: takes {used / 8e9:.4g} GB, but the cell's storage holds {capacity / 8e9:.4g} GB")
 
     def _shares(
         self, feeds: dict[str, NDArray[Any]], users: int, samples: int | None, seed: int | None
     ) -> NDArray[np.float32]:
         """Shares of bandwidth and of the step budget [U, 2]: of one chain, or of the best of several."""
         samples = self.policy["decision_samples"] if samples is None else samples
-        if samples < 1:
-            raise ValueError(f"samples: {samples} is below 1")
-        samples = samples if self.denoising_steps else 1  # without a chain all are the same
+        if not isinstance(samples, int) or samples < 1:
+            raise ValueError(f"samples: {samples!r} is not a whole number of at least 1")
+        samples = samples if self.diffusion_steps else 1  # without a chain all are the same
         feeds = {name: value[None].repeat(samples, 0) for name, value in feeds.items()}
-        if self.denoising_steps:
+        if self.diffusion_steps:
             generator = self.generator if seed is None else np.random.default_rng(seed)
-            shape = (self.denoising_steps, samples, users, 2)
+            shape = (self.diffusion_steps, samples, users, 2)
             feeds["noise"] = generator.standard_normal(shape, np.float32)
         shares = self._allocator.run(None, feeds)[0]
         if samples == 1 or self._critic is None:
@@ -172,9 +182,22 @@ def _read(directory: Path) -> dict[str, Any]:
         policy = json.loads((directory / POLICY).read_text())
     except (OSError, ValueError):
         raise ValueError(f"{directory}: no exported policy ({POLICY} cannot be read); export.py makes one") from None
-    if policy.get("format") != FORMAT:
-        raise ValueError(f"{directory}: policy of format {policy.get('format')}; this loader reads {FORMAT}")
+    if not isinstance(policy, dict) or policy.get("format") not in READABLE:
+        found = policy.get("format") if isinstance(policy, dict) else type(policy).__name__
+        raise ValueError(f"{directory}: policy of format {found}; this loader reads {', '.join(map(str, READABLE))}")
+    if policy["format"] == 1:
+        return policy
+    for name, expected in policy["sha256"].items():
+        if not (directory / name).is_file():
+            raise ValueError(f"{directory / name}: missing; export the policy anew")
+        if digest(directory / name) != expected:
+            raise ValueError(f"{directory / name}: damaged or changed since it was exported; export the policy anew")
     return policy
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _session(path: Path) -> Any:

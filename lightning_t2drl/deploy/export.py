@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import importlib.util
 import json
 import logging
@@ -18,24 +16,16 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from rich.console import Console
-from tensordict import TensorDict
-from torch import Tensor, nn
 
 from lightning_t2drl import __version__
-from lightning_t2drl.allocators.actor_critic import ActorCriticAllocator
-from lightning_t2drl.cachers.base import Cacher
-from lightning_t2drl.cachers.popular import PopularCacher
-from lightning_t2drl.cachers.q_learning import QLearningCacher
-from lightning_t2drl.deploy.controller import ALLOCATOR, CACHER, CRITIC, FORMAT, POLICY
+from lightning_t2drl.deploy.controller import FORMAT, POLICY, digest
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.loop.checkpoints import resolve
-from lightning_t2drl.networks.features import UserFeatures
+from lightning_t2drl.policy import Exported, Graph
 from lightning_t2drl.run.evaluate import load_policies
 from lightning_t2drl.run.schemas import ExportConfig
-from lightning_t2drl.system import amend_cache
 
 OPSET = 20
-LEAST_GAIN = 1e-30  # weaker links are taken for this one, so that no float32 overflows
 
 INPUTS = {
     "request": "int64 [batch, users]: requested model, counted from 0",
@@ -44,63 +34,12 @@ INPUTS = {
     "gain": "float32 [batch, users]: linear power gain of the link",
     "cache": "bool [batch, models]: models the cell holds",
     "attached": "bool [batch, users]: users of this cell",
-    "noise": "float32 [denoising_steps, batch, users, 2]: standard normal",
+    "noise": "float32 [diffusion_steps, batch, users, 2]: standard normal",
     "shares": "float32 [batch, users, 2]: shares of bandwidth and of step_budget, feasible",
     "value": "float32 [batch]: the critics' judgement of the shares, to compare samples by",
     "popularity": "float32 [batch, states or models]: popularity state as one-hot, or last frame's request frequencies",
     "held": "bool [batch, models]: models held before the decision, where the cacher looks at them",
 }
-
-
-class AllocatorGraph(nn.Module):
-    """One slot's decision, from what an operator measures to feasible shares."""
-
-    def __init__(self, allocator: ActorCriticAllocator) -> None:
-        super().__init__()
-        self.allocator = copy.copy(allocator)  # `state` exchanges its scenario
-        self.scenario = allocator.scenario
-
-    def state(
-        self, request: Tensor, input_bits: Tensor, output_bits: Tensor, gain: Tensor, cache: Tensor, attached: Tensor
-    ) -> Tensor:
-        # As many users as come in: where that number is left open, it must not be traced as the scenario's.
-        self.allocator.scenario = dataclasses.replace(self.scenario, users=request.shape[-1])
-        observation: Any = {
-            "request": request,
-            "input_bits": input_bits,
-            "output_bits": output_bits,
-            "gain": gain.clamp_min(LEAST_GAIN),
-            "cache": cache,
-            "attached": attached,
-        }
-        return self.allocator.state(observation)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Shares [N, U, 2] from `request` to `attached` and, for a diffusion chain, `noise` of `INPUTS`."""
-        *observed, noise = inputs if self.allocator.actor.steps else (*inputs, torch.empty(0))
-        return self.allocator.shares(self.allocator.actor, self.state(*observed), noise)
-
-
-class CriticGraph(AllocatorGraph):
-    """What the critics think of shares, by which the best of several samples is found."""
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Values [N] from `request` to `attached` and `shares` of `INPUTS`."""
-        *observed, shares = inputs
-        return self.allocator.value(self.allocator.critics, self.state(*observed), shares).mean(-1)
-
-
-class CacherGraph(nn.Module):
-    """One frame's cache, from what the cacher sees of the demand."""
-
-    def __init__(self, cacher: QLearningCacher) -> None:
-        super().__init__()
-        self.cacher = cacher
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        """Bool [N, M] from `popularity` and, where the cacher looks at it, `held` of `INPUTS`."""
-        observation: Any = dict(zip(("popularity", "cache"), inputs, strict=False))
-        return amend_cache(self.cacher.scenario, self.cacher.decide(observation))
 
 
 def run_export(config: ExportConfig, raw: DictConfig, overrides: list[str]) -> dict[str, Any]:
@@ -123,99 +62,47 @@ def run_export(config: ExportConfig, raw: DictConfig, overrides: list[str]) -> d
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"export.py needs {' and '.join(missing)}: pip install 'lightning-t2drl[deploy]'")
-    path, checkpoint = resolve(config.checkpoint, lambda text: console.print(text, style="yellow"))
+    path, checkpoint = resolve(config.checkpoint, lambda text: console.print(text, style="yellow", markup=False))
     name, scenario, cacher, allocator = load_policies(checkpoint, path, raw, overrides)
-    if not isinstance(allocator, ActorCriticAllocator):
-        raise UserError(
-            f"checkpoint: {path} has nothing to export, {type(allocator).__name__} does not learn; "
-            "allocators of ddpg and d3pg can be exported"
-        )
+    try:
+        decision = allocator.export()
+    except UserError as error:
+        raise UserError(f"checkpoint: {path} has nothing to export: {error}") from None
+    try:
+        caching = cacher.export()
+    except UserError as error:
+        caching = Exported({}, {"left_out": str(error)})
     with whole_directory(Path(config.output)) as directory:
-        export_allocator(allocator, directory)
+        for file, graph in (decision.graphs | caching.graphs).items():
+            write_graph(graph, directory / f"{file}.onnx")
         policy: dict[str, Any] = {
             "format": FORMAT,
             "version": __version__,
             "name": name,
-            "users": None if serves_any_users(allocator) else scenario.users,
-            "denoising_steps": allocator.actor.steps,
-            "decision_samples": getattr(allocator.config, "decision_samples", 1),
+            **decision.facts,
             "popularity": scenario.popularity_observation,
-            "cacher": export_cacher(cacher, directory),
+            "cacher": caching.facts,
             "inputs_and_outputs": INPUTS,
             "scenario": scenario.as_dict(),
+            "sha256": {file.name: digest(file) for file in sorted(directory.glob("*.onnx"))},
         }
         (directory / POLICY).write_text(json.dumps(policy, indent=2) + "\n")
-    if "left_out" in policy["cacher"]:
-        console.print(f"cacher: left out, {policy['cacher']['left_out']}", style="yellow")
-    console.print(f"{config.output}: {name} of {path}")
+    if "left_out" in caching.facts:
+        console.print(f"cacher: left out: {caching.facts['left_out']}", style="yellow", markup=False)
+    console.print(f"{config.output}: {name} of {path}", markup=False)
     return policy
 
 
-def serves_any_users(allocator: ActorCriticAllocator) -> bool:
-    """Whether the networks take users as a set, of any size."""
-    return isinstance(allocator.features, UserFeatures)
-
-
-def export_allocator(allocator: ActorCriticAllocator, directory: Path) -> None:
-    """Write the actor's decision and, for a diffusion chain, the critics' judgement of it."""
-    scenario, batch = allocator.scenario, 3  # 1 would be traced as a constant
-    users = 4 if serves_any_users(allocator) else scenario.users
-    observed = {
-        "request": torch.zeros(batch, users, dtype=torch.int64),
-        **{name: torch.ones(batch, users) for name in ("input_bits", "output_bits", "gain")},
-        "cache": torch.ones(batch, scenario.models, dtype=torch.bool),
-        "attached": torch.ones(batch, users, dtype=torch.bool),
-    }
-    axes: dict[str, Any] = {name: {0: "batch", 1: "users"} for name in observed} | {"cache": {0: "batch"}}
-    axes |= {"noise": {1: "batch", 2: "users"}, "shares": {0: "batch", 1: "users"}}
-    if not serves_any_users(allocator):
-        axes = {name: {at: axis for at, axis in by.items() if axis == "batch"} for name, by in axes.items()}
-    chain = {"noise": torch.zeros(allocator.actor.steps, batch, users, 2)} if allocator.actor.steps else {}
-    write_graph(AllocatorGraph(allocator), observed | chain, axes, "shares", directory / ALLOCATOR)
-    if chain:
-        shares = {"shares": torch.full((batch, users, 2), 1 / users)}
-        write_graph(CriticGraph(allocator), observed | shares, axes, "value", directory / CRITIC)
-
-
-def export_cacher(cacher: Cacher, directory: Path) -> dict[str, Any]:
-    """Write the cacher's decision if it is a function of what an operator can see, and say what became of it.
-
-    Returns:
-        `observes_cache` for a cacher with a graph, `constant` (bool [M]) for a static one, `left_out` (why) for others.
-    """
-    scenario = cacher.scenario
-    if isinstance(cacher, PopularCacher):
-        return {"constant": cacher.decide(TensorDict({}, batch_size=[])).tolist()}
-    if not isinstance(cacher, QLearningCacher):
-        return {"left_out": f"{type(cacher).__name__} has no network; ddqn, knapsack and popular can be exported"}
-    inputs = {"popularity": torch.full((3, scenario.popularity_width), 1 / scenario.popularity_width)}
-    if cacher.config.observe_cache:
-        inputs["held"] = torch.ones(3, scenario.models) > 0
-    write_graph(CacherGraph(cacher), inputs, {name: {0: "batch"} for name in inputs}, "cache", directory / CACHER)
-    return {"observes_cache": cacher.config.observe_cache}
-
-
-def write_graph(
-    module: nn.Module, inputs: dict[str, Tensor], axes: dict[str, dict[int, str]], output: str, path: Path
-) -> None:
-    """Trace a module and write it as ONNX.
-
-    Args:
-        module: its `forward` takes `*inputs`.
-        inputs: tensors of the right shapes and types; their values do not matter, but one tensor given twice would be
-            taken for one input.
-        axes: names of the axes left open, by input and position; axes of one name are of one length.
-        output: name of the result.
-        path: the file.
-    """
-    dims = {axis: torch.export.Dim(axis) for by in axes.values() for axis in by.values()}
-    shapes = tuple({at: dims[axis] for at, axis in axes[name].items()} for name in inputs)
+def write_graph(graph: Graph, path: Path) -> None:
+    """Trace a decision and write it as ONNX; axes of one name are of one length, and stay open."""
+    dims = {axis: torch.export.Dim(axis) for by in graph.axes.values() for axis in by.values()}
+    shapes = tuple({at: dims[axis] for at, axis in graph.axes[name].items()} for name in graph.inputs)
     with _quiet_exporter(), torch.no_grad():
         program = torch.onnx.export(
-            module.eval(),
-            tuple(inputs.values()),
-            input_names=list(inputs),
-            output_names=[output],
+            graph.module.eval(),
+            tuple(graph.inputs.values()),
+            input_names=list(graph.inputs),
+            output_names=[graph.output],
             dynamic_shapes=(shapes,),
             opset_version=OPSET,
             custom_translation_table={torch.ops.aten.mish.default: _mish()},

@@ -12,11 +12,12 @@ from torchrl.checkpoint import GlobalRNGState
 
 from lightning_t2drl import __version__
 from lightning_t2drl.errors import UserError
+from lightning_t2drl.loop.legacy import translate
 
 if TYPE_CHECKING:
     from lightning_t2drl.loop.two_timescale import TwoTimescaleModule
 
-FORMAT = 1
+FORMAT = 2
 KEY = "lightning_t2drl"
 
 
@@ -55,7 +56,7 @@ def save(module: TwoTimescaleModule, checkpoint: dict[str, Any]) -> None:
 
 
 def check(checkpoint: Any, path: object) -> dict[str, Any]:
-    """The project's own part of a checkpoint.
+    """The project's own part of a checkpoint; one of format 1 is translated in place.
 
     Raises:
         UserError: the file is not a checkpoint of this project, or of another format.
@@ -63,7 +64,9 @@ def check(checkpoint: Any, path: object) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or KEY not in checkpoint:
         raise UserError(f"{path}: not a checkpoint of lightning_t2drl (it has no {KEY!r} entry)")
     own = checkpoint[KEY]
-    if own.get("format") != FORMAT:
+    if own.get("format") == 1:
+        own = checkpoint[KEY] = translate(own)
+    elif own.get("format") != FORMAT:
         raise UserError(
             f"{path}: checkpoint format {own.get('format')} of lightning_t2drl {own.get('version')}; "
             f"this version reads format {FORMAT}; use the version that wrote it or train anew"

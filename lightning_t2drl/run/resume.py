@@ -72,7 +72,13 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
 
 def _check_compatible(plain: dict[str, Any], checkpoint: dict[str, Any], console: Console) -> None:
     """Refuse to resume with a config that would compute something else; name harmless differences."""
-    now, then = flatten(plain), flatten(checkpoint[run_state.KEY]["config"])
+    own = checkpoint[run_state.KEY]
+    if own["format"] != run_state.FORMAT:
+        raise UserError(
+            f"resume: the checkpoint was written by lightning_t2drl {own['version']}, whose runs only that version can "
+            "go on with; this one evaluates and exports it"
+        )
+    now, then = flatten(plain), flatten(own["config"])
     different = sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
     harmless = [k for k in different if k.split(".")[0] in HARMLESS or k in HARMLESS_NESTED]
     breaking = [k for k in different if k not in harmless]
