@@ -15,9 +15,9 @@ class Compiled:
     The function must draw no random numbers and change nothing, so that a failed first call leaves no trace.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], backend: Any = "inductor") -> None:
         self._plain = function
-        self._call = torch.compile(function, fullgraph=True, dynamic=False)
+        self._call = torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
         self._ran = False
 
     def __call__(self, *args: Any) -> Any:

@@ -8,8 +8,6 @@ import torch
 from tensordict import TensorDict
 from torchrl.data import LazyTensorStorage, RandomSampler, ReplayBuffer
 
-ROWS = ("_storage", "_storage")  # where a buffer's state keeps its rows
-
 
 class Replay:
     """The last transitions, sampled uniformly by a generator of its own.
@@ -42,20 +40,14 @@ class Replay:
 
     def state_dict(self) -> dict[str, Any]:
         """Rows filled so far, write position and generator: plain tensors and values."""
-        return _each_row_tensor(self._buffer.state_dict(), lambda rows: rows[: len(self)].clone())
+        state = self._buffer.state_dict()
+        rows = {name: value[: len(self)].clone() for name, value in state["_storage"]["_storage"].items()}
+        return state | {"_storage": rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        def roomy(rows: torch.Tensor) -> torch.Tensor:
-            room = rows.new_zeros((self.capacity, *rows.shape[1:]))
-            room[: len(rows)] = rows
-            return room
-
-        self._buffer.load_state_dict(_each_row_tensor(state, roomy))
-
-
-def _each_row_tensor(state: dict[str, Any], change: Any) -> dict[str, Any]:
-    """The buffer's state with `change` applied to each tensor of rows."""
-    storage = state["_storage"]
-    rows = storage["_storage"]
-    changed = {key: change(value) if isinstance(value, torch.Tensor) else value for key, value in rows.items()}
-    return {**state, "_storage": {**storage, "_storage": changed}}
+        """Continue from a state; this buffer must be new."""
+        rows = state["_storage"]
+        if rows:
+            count = len(next(iter(rows.values())))
+            self._buffer.extend(TensorDict(rows, batch_size=[count]).unflatten_keys("."))
+        self._buffer.load_state_dict(state | {"_storage": self._buffer.state_dict()["_storage"]})

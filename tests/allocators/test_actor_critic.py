@@ -6,52 +6,61 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torchrl.objectives import DDPGLoss
 
-from lightning_t2drl.allocators.d3pg import D3PGConfig
+from lightning_t2drl.accel.compiling import Compiled
 from lightning_t2drl.envs import EdgeAIGCEnv
-from lightning_t2drl.networks.heads import CompetitiveHead
+from lightning_t2drl.errors import UserError
+from lightning_t2drl.networks.heads import CompetitiveHead, CompetitiveHeadConfig
 from lightning_t2drl.registry import build
 from lightning_t2drl.system import amend_allocation, load_scenario
-from lightning_t2drl.system.serving import hits
 
+NETWORKS, HEADS, DIFFUSION = (f"lightning_t2drl.networks.{part}" for part in ("", "heads.", "actors.diffusion."))
 SET = {
-    "actor": {"_target_": "lightning_t2drl.networks.sets.SetTrunk"},
-    "critic": {"_target_": "lightning_t2drl.networks.sets.SetCritic"},
-    "head": "competitive",
+    "actor": {"_target_": f"{NETWORKS}sets.SetTrunk"},
+    "critic": {"_target_": f"{NETWORKS}sets.SetCritic"},
+    "head": {"_target_": f"{HEADS}CompetitiveHead"},
 }
+MLP = {
+    "actor": {"_target_": f"{NETWORKS}mlp.MLPTrunk", "hidden": 32},
+    "critic": {"_target_": f"{NETWORKS}mlp.MLPCritic", "hidden": 32},
+    "head": {"_target_": f"{HEADS}TanhHead"},
+    "critics": 1,
+    "discount": 0.99,
+}
+EPSILON = {"diffusion": {"_target_": f"{DIFFUSION}EpsilonDiffusion", "schedule": "linear", "beta_max": 0.3}}
 PATHS = {
     "ddpg": "lightning_t2drl.allocators.ddpg.DDPGAllocator",
     "d3pg": "lightning_t2drl.allocators.d3pg.D3PGAllocator",
 }
 
 
-def make(kind, scenario=None, **changes):
+def make(kind, *parts, scenario=None, **changes):
     torch.manual_seed(0)
-    return build({"_target_": PATHS[kind], **changes}, scenario or load_scenario("paper", users=4))
+    content = {"_target_": PATHS[kind]}
+    for part in parts:
+        content |= part
+    return build(content | changes, scenario or load_scenario("paper", users=4), key="allocator")
 
 
 def batch_for(allocator, size=16):
     env = EdgeAIGCEnv(allocator.scenario, size, seed=3)
-    cells = env.observe()
-    cache = cells["cache"].clone()
+    cache = env.observe()["cache"].clone()
     cache[..., :3] = True
-    cells["cache"] = cache
+    cells = env.latch(cache)
     state = allocator.state(cells)
-    raw = allocator.act(state, explore=True)
-    following = env.play(cache, raw)
-    shares = amend_allocation(raw, hits(cache, cells["request"]), cells["attached"])
-    fields = allocator.transition(state, shares, following["served"], allocator.state(following))
-    return {name: value.flatten(0, 1) for name, value in fields.items()}
+    following = env.play(allocator.act(state, explore=True))
+    return allocator.transition(state, following, allocator.state(following)).reshape(-1)
 
 
 @pytest.mark.parametrize("kind", ["ddpg", "d3pg"])
 def test_losses_equal_torchrl(kind):
-    allocator = make(kind, prediction="sample") if kind == "d3pg" else make(kind)
+    allocator = make(kind, MLP)
     for target, online in ((allocator.target_actor, allocator.actor), (allocator.target_critics, allocator.critics)):
         for a, b in zip(target.parameters(), online.parameters(), strict=True):
             a.data.copy_(b.data + 0.05 * torch.randn_like(b))  # targets that differ from the networks
     batch = batch_for(allocator)
-    noise = allocator.draw_noise((16,))
-    next_noise = allocator.draw_noise((16,))
+    noise = allocator.draw_noise(batch["state"].to_dict())
+    next_noise = allocator.draw_noise(batch["state"].to_dict())
+    fields = list(batch["state"].keys())
 
     class Actor(torch.nn.Module):
         """Chain, head and amender as one function of the state; the noise travels batch first, [b, I, U, 2]."""
@@ -60,20 +69,20 @@ def test_losses_equal_torchrl(kind):
             super().__init__()
             self.actor = actor
 
-        def forward(self, state, chain):
-            return allocator.shares(self.actor, state, chain.movedim(1, 0)).flatten(-2)
+        def forward(self, chain, *state):
+            return allocator.shares(self.actor, dict(zip(fields, state, strict=True)), chain.movedim(1, 0)).flatten(-2)
 
     class Value(torch.nn.Module):
         def __init__(self, critics):
             super().__init__()
             self.critics = critics
 
-        def forward(self, state, action):
-            return self.critics[0](state, action.unflatten(-1, (-1, 2)))
+        def forward(self, action, *state):
+            return self.critics[0](dict(zip(fields, state, strict=True)), action.unflatten(-1, (-1, 2)))
 
     loss = DDPGLoss(
-        TensorDictModule(Actor(allocator.actor), ["state", "chain"], ["action"]),
-        TensorDictModule(Value(allocator.critics), ["state", "action"], ["state_action_value"]),
+        TensorDictModule(Actor(allocator.actor), ["chain", *fields], ["action"]),
+        TensorDictModule(Value(allocator.critics), ["action", *fields], ["state_action_value"]),
         loss_function="l2",
         delay_actor=True,
         delay_value=True,
@@ -92,11 +101,11 @@ def test_losses_equal_torchrl(kind):
     done = torch.zeros(16, 1, dtype=torch.bool)
     data = TensorDict(
         {
-            "state": batch["state"],
+            **batch["state"],
             "chain": noise.movedim(0, 1),
-            "action": batch["shares"],
+            "action": batch["shares"].flatten(-2),
             "next": {
-                "state": batch["next_state"],
+                **batch["next_state"],
                 "chain": next_noise.movedim(0, 1),
                 "reward": batch["reward"],
                 "done": done,
@@ -107,16 +116,16 @@ def test_losses_equal_torchrl(kind):
     )
     expected = loss(data)
     target = allocator.target(batch["reward"], batch["next_state"], next_noise)
-    critic_loss = allocator.critic_loss(batch["state"], batch["shares"].unflatten(-1, (-1, 2)), target)
+    critic_loss = allocator.critic_loss(batch["state"], batch["shares"], target)
     actor_loss = allocator.actor_loss(batch["state"], noise)
     torch.testing.assert_close(critic_loss, expected["loss_value"], rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(actor_loss, expected["loss_actor"], rtol=1e-5, atol=1e-7)
 
 
 def test_actor_gradient_reaches_every_step_and_only_the_actor():
-    allocator = make("d3pg", **SET, prediction="sample", critics=2)
+    allocator = make("d3pg", SET, critics=2)
     batch = batch_for(allocator)
-    loss = allocator.actor_loss(batch["state"], allocator.draw_noise((16,)))
+    loss = allocator.actor_loss(batch["state"], allocator.draw_noise(batch["state"]))
     loss.backward(inputs=list(allocator.actor.parameters()))
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in allocator.actor.parameters())
     assert allocator.actor.trunk.from_step.grad.abs().sum(-1).min() > 0
@@ -124,7 +133,7 @@ def test_actor_gradient_reaches_every_step_and_only_the_actor():
 
 
 def test_polyak_update():
-    allocator = make("ddpg", target_rate=0.25)
+    allocator = make("ddpg", MLP, target_rate=0.25)
     online, target = allocator.critics[0].tail.layers[-1].bias, allocator.target_critics[0].tail.layers[-1].bias
     with torch.no_grad():
         online.fill_(1.0), target.fill_(0.0)
@@ -133,17 +142,16 @@ def test_polyak_update():
 
 
 def test_myopic_discount_keeps_no_targets_and_learns_the_reward():
-    allocator = make("d3pg", **SET, discount=0.0, prediction="sample")
+    allocator = make("d3pg", SET)
     batch = batch_for(allocator)
-    assert not hasattr(allocator, "target_actor") and "next_state" not in allocator.transition_fields()
-    assert not allocator.bootstraps and "next_state" not in allocator.transition_fields()
+    assert not hasattr(allocator, "target_actor") and not allocator.bootstraps and "next_state" not in batch
     assert batch["reward"].shape == (16, 4)
 
 
 def test_saturation_penalty_acts_outside_the_unit_box_only():
-    allocator = make("d3pg", saturation_penalty=10.0)
+    allocator = make("d3pg", MLP, EPSILON)
     batch = batch_for(allocator)
-    noise = allocator.draw_noise((16,))
+    noise = allocator.draw_noise(batch["state"])
     output = allocator.actor(batch["state"], noise)
     expected = 10 * (output.abs() - 1).clamp_min(0).square().mean()
     value = allocator.value(allocator.critics, batch["state"], allocator.to_shares(batch["state"], output)).mean()
@@ -152,7 +160,8 @@ def test_saturation_penalty_acts_outside_the_unit_box_only():
 
 def competitive(output, hit, users=3):
     attached = torch.ones(1, users, dtype=torch.bool)
-    raw = CompetitiveHead(3.0, 6.0)(output, hit, attached, torch.full((1, users), 0.17))
+    state = {"hit": hit, "attached": attached, "full_share": torch.full((1, users), 0.17)}
+    raw = CompetitiveHead(CompetitiveHeadConfig(scale=3.0, step_scale=6.0))(output, state)
     return amend_allocation(raw, hit, attached)
 
 
@@ -179,8 +188,8 @@ def test_competitive_head_drops_the_least_wanted_when_steps_are_short():
 
 
 def test_best_of_many_samples_is_the_critics_choice():
-    allocator = make("d3pg", **SET, prediction="sample", decision_samples=16)
-    single = make("d3pg", **SET, prediction="sample", decision_samples=1)
+    allocator = make("d3pg", SET, decision_samples=16)
+    single = make("d3pg", SET, decision_samples=1)
     single.load_state_dict(allocator.state_dict())
     state = batch_for(allocator)["state"]
 
@@ -193,7 +202,7 @@ def test_best_of_many_samples_is_the_critics_choice():
 
 
 def test_same_seed_same_decisions_and_state_of_the_generator_is_restored():
-    allocator = make("d3pg")
+    allocator = make("d3pg", MLP, EPSILON)
     state = batch_for(allocator)["state"]
     allocator.seed(1, "a")
     saved = allocator.extra_state()
@@ -203,6 +212,31 @@ def test_same_seed_same_decisions_and_state_of_the_generator_is_restored():
     assert torch.equal(allocator.act(state, explore=True), first)
 
 
-def test_config_defaults_name_the_published_form():
-    config = D3PGConfig()
-    assert (config.prediction, config.discount, config.target_rate, config.critics) == ("epsilon", 0.99, 0.005, 1)
+def test_actor_and_critic_must_read_the_same():
+    with pytest.raises(UserError, match="SetTrunk reads UserFeatures, MLPCritic FlatFeatures"):
+        make("d3pg", SET, critic=MLP["critic"])
+
+
+def test_compiled_losses_are_the_eager_ones():
+    eager, compiled = make("d3pg", SET), make("d3pg", SET)
+    compiled.critic_loss = Compiled(compiled.critic_loss, backend="aot_eager")
+    compiled.actor_loss = Compiled(compiled.actor_loss, backend="aot_eager")
+    batch = batch_for(eager)
+    state, noise = batch["state"].to_dict(), eager.draw_noise(batch["state"])
+    for loss, inputs in (("critic_loss", (state, batch["shares"], batch["reward"])), ("actor_loss", (state, noise))):
+        values = [getattr(allocator, loss)(*inputs) for allocator in (eager, compiled)]
+        torch.testing.assert_close(*values)
+        parts = [a.critics if loss == "critic_loss" else a.actor for a in (eager, compiled)]
+        for part, value in zip(parts, values, strict=True):
+            value.backward(inputs=list(part.parameters()))
+        for a, b in zip(*(part.parameters() for part in parts), strict=True):
+            torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_what_cannot_be_compiled_is_computed_plainly_with_one_line(capsys):
+    def fails(graph, inputs):
+        raise RuntimeError("no compiler\nhere")
+
+    double = Compiled(lambda x: 2 * x, backend=fails)
+    assert double(torch.ones(())).item() == 2 and double(torch.ones(())).item() == 2
+    assert capsys.readouterr().err.count("compile: not possible here") == 1

@@ -20,7 +20,8 @@ def cells_of(scenario, n=4):
 
 def utility(scenario, cells, allocator):
     env = EdgeAIGCEnv(scenario, len(cells), seed=2)
-    return env.play(cells["cache"], allocator.decide(cells))["reward", "slot"].squeeze(-1)
+    env.latch(cells["cache"])
+    return env.play(allocator.decide(cells))["reward", "slot"].squeeze(-1)
 
 
 def test_equal_split_in_closed_form():

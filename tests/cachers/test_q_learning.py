@@ -23,9 +23,14 @@ KNAPSACK = "lightning_t2drl.cachers.knapsack.KnapsackCacher"
 TINY = {"model_storage_gb": [5.0, 4.0, 3.0, 2.0], "storage_capacity_gb": 7.0, "users": 3}
 
 
+NETWORKS = {DDQN: "MLPQNetwork", KNAPSACK: "ModelValueNetwork"}
+
+
 def make(target=DDQN, scenario=None, **config):
     torch.manual_seed(0)
-    return build({"_target_": target, **config}, scenario or load_scenario("paper", **TINY))
+    network = {"_target_": f"lightning_t2drl.networks.q.{NETWORKS[target]}"}
+    content = {"_target_": target, "network": network, **config}
+    return build(content, scenario or load_scenario("paper", **TINY), key="cacher")
 
 
 def random_batch(cacher, size=32):
@@ -33,7 +38,8 @@ def random_batch(cacher, size=32):
     caches = cacher.random_cache((size,))
     states = torch.eye(3)[torch.randint(3, (2, size), generator=generator)]
     reward = torch.randn(size, 1, generator=generator)
-    return {"state": states[0], "next_state": states[1], "cache": caches.float(), "reward": reward}
+    fields = {"state": {"popularity": states[0]}, "next_state": {"popularity": states[1]}}
+    return TensorDict(fields | {"cache": caches, "reward": reward}, batch_size=[size])
 
 
 def test_loss_equals_torchrl_double_dqn():
@@ -51,17 +57,22 @@ def test_loss_equals_torchrl_double_dqn():
         theirs[
             next(key for key in ("module.0.module." + name, "module.0." + name) if key in set(theirs.keys()))
         ].data.copy_(value)
-    chosen = cacher.network.place[(batch["cache"].bool() * cacher.network.bits).sum(-1)]
+    chosen = cacher.network.place[(batch["cache"] * cacher.network.bits).sum(-1)]
     done = torch.zeros(32, 1, dtype=torch.bool)
     data = TensorDict(
         {
-            "state": batch["state"],
+            "state": batch["state", "popularity"],
             "action": torch.nn.functional.one_hot(chosen, actions),
-            "next": {"state": batch["next_state"], "reward": batch["reward"], "done": done, "terminated": done},
+            "next": {
+                "state": batch["next_state", "popularity"],
+                "reward": batch["reward"],
+                "done": done,
+                "terminated": done,
+            },
         },
         batch_size=[32],
     )
-    ours = cacher.loss(batch["state"], batch["cache"] > 0.5, cacher.target(batch))
+    ours = cacher.loss(batch["state", "popularity"], batch["cache"], cacher.target(batch))
     torch.testing.assert_close(ours, loss(data)["loss"], rtol=1e-5, atol=1e-7)
 
 
@@ -76,7 +87,7 @@ def train_on(cacher, reward_of, updates=1500):
 
     for _ in range(updates):
         batch = random_batch(cacher, 64)
-        batch["reward"] = reward_of(batch["state"], batch["cache"]).unsqueeze(-1)
+        batch["reward"] = reward_of(batch["state", "popularity"], batch["cache"]).unsqueeze(-1)
         batch["reward"] += 0.05 * torch.randn(batch["reward"].shape)
         cacher.update(batch, optimise)
 
@@ -122,6 +133,13 @@ def test_knapsack_cacher_serves_catalogues_that_the_ddqn_refuses():
         assert fits(scenario, cacher.decide(cells, explore=explore)).all()
 
 
+def test_a_network_must_value_what_the_cacher_compares():
+    with pytest.raises(UserError, match="CacheQNetwork does not fit KnapsackCacher"):
+        make(KNAPSACK, network={"_target_": "lightning_t2drl.networks.q.CacheQNetwork"})
+    with pytest.raises(UserError, match="ModelValueNetwork does not fit DDQNCacher"):
+        make(DDQN, network={"_target_": "lightning_t2drl.networks.q.ModelValueNetwork"})
+
+
 def test_epsilon_falls_linearly_and_exploration_stays_feasible():
     cacher = make(epsilon=1.0, epsilon_end=0.1, epsilon_fraction=0.5)
     for progress, expected in ((0.0, 1.0), (0.25, 0.55), (0.5, 0.1), (1.0, 0.1)):
@@ -135,7 +153,7 @@ def test_epsilon_falls_linearly_and_exploration_stays_feasible():
 
 
 def test_penalty_variant_offers_everything_and_charges_for_what_does_not_fit():
-    cacher = make(infeasible="penalty", infeasible_penalty=0.7)
+    cacher = make(infeasible_penalty=0.7)
     assert len(cacher.subsets) == 2**4
     asked = torch.tensor([[True, True, False, False], [True, False, False, True]])
     reward = cacher.reward(torch.ones(2, 1), asked)

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from tensordict import TensorDict
 from torchrl.collectors import Collector
 from torchrl.envs.utils import check_env_specs
 
 from lightning_t2drl.envs import EdgeAIGCEnv
 from lightning_t2drl.errors import NonFiniteError
-from lightning_t2drl.system import load_scenario
+from lightning_t2drl.system import amend_allocation, load_scenario
 from lightning_t2drl.system.caching import fits
 
 
@@ -81,14 +82,13 @@ def test_same_seed_same_worlds_whoever_acts_and_state_replays_exactly():
     assert not torch.equal(one["cells", "gain"], other.rollout(12)["cells", "gain"])
     acted = one["cells", "action"]
     c, d = make(3, seed=7), make(3, seed=7)
+    assert (c.latch(acted["cache"][:, 0]) == d.latch(acted["cache"][:, 0])).all()
     for slot in range(3):
-        assert (c.play(acted["cache"][:, slot], acted["allocation"][:, slot])
-                == d.play(acted["cache"][:, slot], acted["allocation"][:, slot])).all()  # fmt: skip
-    saved = a.get_state()
-    cache, raw = one["cells", "action", "cache"][:, 0], one["cells", "action", "allocation"][:, 0]
-    first = [a.play(cache, raw) for _ in range(3)]
+        assert (c.play(acted["allocation"][:, slot]) == d.play(acted["allocation"][:, slot])).all()
+    saved, raw = a.get_state(), one["cells", "action", "allocation"][:, 0]
+    first = [a.play(raw) for _ in range(3)]
     a.set_state(saved)
-    assert all((x == y).all() for x, y in zip(first, [a.play(cache, raw) for _ in range(3)], strict=True))
+    assert all((x == y).all() for x, y in zip(first, [a.play(raw) for _ in range(3)], strict=True))
 
 
 def test_partial_reset_leaves_other_worlds_alone():
@@ -122,33 +122,49 @@ def test_episodes_are_truncated_after_all_frames():
 
 def test_nan_is_an_error_that_names_its_source():
     env = make(1)
+    now = env.reset()
+    action = env.action_spec.zero()
+    action["cells", "action", "allocation"] += float("nan")
     with pytest.raises(NonFiniteError, match="allocation"):
-        env.play(env.observe()["cache"], torch.full((1, 1, 10, 2), float("nan")))
+        env.step(now.update(action))
 
 
 @pytest.mark.parametrize("observation", ["state", "frequencies"])
-def test_worlds_in_step_skip_only_what_changes_nothing(observation):
+def test_latch_and_play_are_step(observation):
     changes = {"popularity_observation": observation, "popularity_change_every": 7, "switch_cost_per_gb": 0.01}
-    in_step, one_by_one = make(3, **changes), make(3, **changes)
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(25):
+    played, stepped = make(3, **changes), make(3, **changes)
+    generator, now = torch.Generator().manual_seed(1), stepped.observe()
+    for slot in range(25):
         cache = torch.rand(3, 1, 10, generator=generator) < 0.5
         raw = 2 * torch.rand(3, 1, 10, 2, generator=generator) - 1
-        one_by_one._slot = None  # what the environment knows of worlds that were reset one by one
-        a, b = in_step.play(cache, raw), one_by_one.play(cache, raw)
-        assert (a == b).all()
-    assert in_step._slot == 25
+        if slot % 10 == 0:
+            played.latch(cache)
+        action = TensorDict({"cells": {"action": {"cache": cache, "allocation": raw}}}, batch_size=[3])
+        now = stepped.step(action)["next", "cells"]
+        assert (played.play(raw) == now).all()
 
 
-def test_worlds_that_were_reset_apart_are_not_in_step():
-    env = make(3)
-    now = env.reset()
-    for _ in range(4):
-        now = env.step(now.update(env.action_spec.zero()))["next"]
-    assert env._slot == 4
-    env.reset(now.set("_reset", torch.tensor([[True], [False], [True]])))
-    assert env._slot is None and env.get_state()["world"]["slot"].tolist() == [0, 4, 0]
-    env.set_state(env.get_state())
-    assert env._slot is None
-    env.reset()
-    assert env._slot == 0
+def test_latch_changes_caches_at_the_start_of_a_frame_only_and_charges_for_what_is_loaded():
+    env = make(2, switch_cost_per_gb=0.01)
+    cache = torch.zeros(2, 1, 10, dtype=torch.bool)
+    cache[0, 0, :2] = True
+    held = env.latch(cache)["cache"]
+    assert torch.equal(held, cache)
+    raw = torch.zeros(2, 1, 10, 2)
+    slots = [env.play(raw) for _ in range(3)]
+    assert torch.equal(env.latch(~cache)["cache"], cache)
+    slots += [env.play(raw) for _ in range(7)]
+    mean = torch.stack([slot["reward", "slot"] for slot in slots]).mean(0)
+    charge = torch.tensor([0.01 * (4.3 + 6.9), 0.0]).view(2, 1, 1)
+    torch.testing.assert_close(slots[-1]["reward", "frame"], mean - charge)
+    assert (slots[-2]["reward", "frame"] == 0).all()
+
+
+def test_what_was_executed_comes_back():
+    env = make(2)
+    env.latch(torch.tensor([m < 3 for m in range(10)]).expand(2, 1, 10))
+    before = env.observe()
+    raw = 2 * torch.rand(2, 1, 10, 2, generator=torch.Generator().manual_seed(0)) - 1
+    shares = env.play(raw)["served", "shares"]
+    hit = before["cache"].gather(-1, before["request"])
+    torch.testing.assert_close(shares, amend_allocation(raw, hit, before["attached"]))

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_t2drl.networks.heads import HEADS
+from lightning_t2drl.networks.heads import CompetitiveHead, CompetitiveHeadConfig, TanhHead, TanhHeadConfig
 from lightning_t2drl.system import amend_allocation, raw_from_shares
 
 EXTREMES = (-1e30, -1.0, -0.999, 0.0, 1e-7, 0.5, 1.0, 1e30)
@@ -37,11 +37,13 @@ def test_any_decision_becomes_feasible(decision):
 
 
 @settings(max_examples=200, deadline=None)
-@given(decisions(), st.sampled_from(sorted(HEADS)), st.floats(0.5, 20))
-def test_any_output_of_an_actor_becomes_feasible_through_every_head(decision, head, scale):
+@given(decisions(), st.booleans(), st.floats(0.5, 20))
+def test_any_output_of_an_actor_becomes_feasible_through_every_head(decision, competitive, scale):
     raw, hit, attached = decision
-    full_share = torch.full(hit.shape, 0.17)
-    raw = HEADS[head](scale, 5 * scale)(raw.clamp(-2, 2), hit, attached, full_share)
+    config = CompetitiveHeadConfig(scale=scale, step_scale=5 * scale)
+    head = CompetitiveHead(config) if competitive else TanhHead(TanhHeadConfig())
+    state = {"hit": hit & attached, "attached": attached, "full_share": torch.full(hit.shape, 0.17)}
+    raw = head(raw.clamp(-2, 2), state)
     shares = amend_allocation(raw, hit, attached)
     assert_feasible(shares, hit, attached)
     assert_feasible(amend_allocation(raw_from_shares(shares), hit, attached), hit, attached)
