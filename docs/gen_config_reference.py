@@ -188,7 +188,9 @@ def composed(command: str, *overrides: str) -> Any:
 
 
 def choices(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*.yaml") if not path.stem.startswith("_"))
+    """The files of a group that can be chosen; parts that others are made of cannot."""
+    files = sorted(path for path in folder.glob("*.yaml") if not path.stem.startswith("_"))
+    return [path for path in files if "not a " not in title_of(path)]
 
 
 def choice_table(group: str, files: list[Path]) -> str:
