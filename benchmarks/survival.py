@@ -190,6 +190,7 @@ def compare(one: Path, two: Path) -> dict[str, bool]:
     """By part, whether two output directories hold the same run; only times and places may differ."""
     contents = [load_checkpoint(in_order(directory / "checkpoints")[-1]) for directory in (one, two)]
     for content in contents:
+        content[KEY].pop("run_id")
         config = content[KEY]["config"]
         for section, key in ((config, "output_dir"), (config, "resume"), *((config["trainer"], k) for k in PLACES)):
             section.pop(key)
@@ -199,7 +200,7 @@ def compare(one: Path, two: Path) -> dict[str, bool]:
     }
     out["the whole checkpoint"] = not differing
     for file in ("metrics.csv", "evaluations.csv"):
-        tables = [pd.read_csv(d / file).drop(columns="slots_per_second", errors="ignore") for d in (one, two)]
+        tables = [pd.read_csv(d / file).drop(columns=["run", "slots_per_second"], errors="ignore") for d in (one, two)]
         out[file] = tables[0].equals(tables[1]) and bool(tables[0]["frame"].is_unique)
     results = [json.loads((directory / "evaluation.json").read_text()) for directory in (one, two)]
     out["evaluation.json"] = results[0] == results[1]

@@ -9,12 +9,17 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Checkpoint
 
-from lightning_t2drl.files import link_atomically, remove_leftovers
-from lightning_t2drl.loop.checkpoints import BEST, in_order
+from lightning_t2drl.errors import UserError
+from lightning_t2drl.files import link_atomically
+from lightning_t2drl.loop.checkpoints import BEST, DamagedCheckpoint, in_order, load_checkpoint, set_aside
+from lightning_t2drl.loop.state import KEY
 
 
 class FrameCheckpoint(Checkpoint):
-    """Saves every `every_n_frames` frames and at the end; after the evaluation, so that it is part of what is saved.
+    """Saves every `every_n_frames` frames, at the end, and where an evaluation is the best so far.
+
+    It must come after the evaluation, so that this is part of what is saved. Loggers are told of every save by
+    Lightning's `after_save_checkpoint`: what they got until then is part of it.
 
     Args:
         directory: where `frame=N.ckpt` and `best.ckpt` (another name of the best evaluated one) go.
@@ -28,25 +33,34 @@ class FrameCheckpoint(Checkpoint):
         self.every_n_frames = every_n_frames
         self.keep = keep
         self.best_utility = float("-inf")
+        self.best_frame: int | None = None
         self.seconds = 0.0
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if trainer.is_global_zero and self.directory.exists():
-            remove_leftovers(self.directory)
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.settle()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if pl_module.frame % self.every_n_frames == 0 or pl_module.frame == pl_module.frames or trainer.should_stop:
-            self.save(trainer, pl_module)
+        due = pl_module.frame % self.every_n_frames == 0 or pl_module.frame == pl_module.frames or trainer.should_stop
+        is_best = self._is_best(trainer, pl_module)
+        if due or is_best:
+            self._save(trainer, pl_module, is_best)
 
-    def save(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def _is_best(self, trainer: L.Trainer, pl_module: Any) -> bool:
+        """Whether this frame was evaluated and is the best so far, by rank 0, which keeps the score."""
+        evaluated = pl_module.last_evaluation
+        if evaluated is None or evaluated["frame"] != pl_module.frame:
+            return False
+        mine = trainer.is_global_zero and evaluated["utility"] > self.best_utility
+        is_best = trainer.strategy.reduce_boolean_decision(mine, all=False)
+        if is_best:
+            self.best_utility, self.best_frame = evaluated["utility"], pl_module.frame
+        return is_best
+
+    def _save(self, trainer: L.Trainer, pl_module: Any, is_best: bool) -> None:
         """Write this frame's checkpoint (all ranks take part) and let old ones go."""
         start = time.perf_counter()
-        evaluated = pl_module.last_evaluation
-        is_best = evaluated is not None and evaluated["frame"] == pl_module.frame
-        is_best = is_best and evaluated["utility"] > self.best_utility
-        if is_best:
-            self.best_utility = evaluated["utility"]
-        path = self.directory / f"frame={pl_module.frame:09d}.ckpt"
+        path = self.path(pl_module.frame)
         trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
             if is_best:
@@ -54,9 +68,40 @@ class FrameCheckpoint(Checkpoint):
             for old in in_order(self.directory)[: -self.keep]:
                 old.unlink()
         self.seconds += time.perf_counter() - start
+        for logger in trainer.loggers:
+            logger.after_save_checkpoint(self)  # type: ignore[arg-type]  # Lightning means its own class
+
+    def path(self, frame: int) -> Path:
+        """Where a frame's checkpoint goes."""
+        return self.directory / f"frame={frame:09d}.ckpt"
+
+    def settle(self) -> None:
+        """Keep the best score and the best file together, wherever the run goes on from.
+
+        A kill may come between a checkpoint and its second name; damage or a branch may take the file away. A score
+        whose file is gone goes as well: the next evaluation is then the best.
+        """
+        best = self.directory / BEST
+        held = None
+        if best.exists():
+            try:
+                held = load_checkpoint(best)[KEY]["frame"]
+            except DamagedCheckpoint:
+                set_aside(best)
+            except UserError:  # of another origin; it is replaced when there is a better one
+                held = None
+        if self.best_frame is None and self.best_utility > float("-inf"):  # of before the frame was noted
+            self.best_frame = held
+        if held is not None and held == self.best_frame:
+            return
+        if self.best_frame is not None and self.path(self.best_frame).exists():
+            link_atomically(self.path(self.best_frame), best)
+            return
+        best.unlink(missing_ok=True)
+        self.best_utility, self.best_frame = float("-inf"), None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_utility": self.best_utility}
+        return {"best_utility": self.best_utility, "best_frame": self.best_frame}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_utility = state_dict["best_utility"]
+        self.best_utility, self.best_frame = state_dict["best_utility"], state_dict.get("best_frame")

@@ -1,18 +1,19 @@
-"""Ctrl-C and SIGTERM end a run at the next frame boundary, with a checkpoint."""
+"""Ctrl-C, SIGTERM and SIGUSR1 end a run at the next frame boundary, with a checkpoint."""
 
 from __future__ import annotations
 
 import signal
+import threading
 from types import FrameType
 from typing import Any
 
 import lightning as L
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is what Slurm sends before it preempts
 
 
 class GracefulStop(L.Callback):
-    """Turns the first SIGINT or SIGTERM into a stop after the frame in progress; a second SIGINT stops at once.
+    """Turns the first signal into a stop after the frame in progress; a second SIGINT stops at once.
 
     Must come before the checkpoint callback, which sees `trainer.should_stop` and saves.
     """
@@ -22,11 +23,12 @@ class GracefulStop(L.Callback):
         self._previous: dict[int, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        for number in SIGNALS:
-            self._previous[number] = signal.signal(number, self._on_signal)
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            for number in SIGNALS:
+                self._previous[number] = signal.signal(number, self._on_signal)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for number in SIGNALS:  # Lightning sets its own in between
+        for number in self._previous:  # Lightning sets its own in between
             signal.signal(number, self._on_signal)
 
     def on_train_batch_end(

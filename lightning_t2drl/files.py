@@ -1,37 +1,87 @@
-"""Files that are there whole or not at all, whenever the process is killed."""
+"""Files that are there whole or not at all, whenever the process is killed, on whatever file system."""
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from pathlib import Path
+
+# What file systems answer that do not know an operation; each has its own favourite.
+UNSUPPORTED = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Make `text` the content of a file: at any instant the old content or the new is there, complete."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Make `text` the content of a file: at any instant the old content or the new is there, complete.
+
+    Raises:
+        OSError: the file cannot be written; the old content stays.
+    """
+    temporary = temporary_name(path)
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            sync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     sync_directory(path.parent)
 
 
-def sync_directory(directory: Path) -> None:
-    """Make renames in a directory survive a power cut."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def temporary_name(path: Path) -> Path:
+    """Where this process writes what becomes `path`; `remove_leftovers` finds it after a kill."""
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}")
+
+
+def sync(descriptor: int) -> None:
+    """Make what was written survive a power cut, where the file system can."""
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames in a directory survive a power cut, where the file system can."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except OSError:  # such as a directory that may be written but not read
+        return
+    try:
+        sync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def link_atomically(source: Path, target: Path) -> None:
-    """Make `target` another name of `source`'s content, in one step and without copying."""
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    """Make `target` another name of `source`'s content, in one step; a copy where there are no hard links."""
+    temporary = temporary_name(target)
     temporary.unlink(missing_ok=True)
-    os.link(source, temporary)
+    try:
+        os.link(source, temporary)
+    except OSError as error:
+        if error.errno not in (*UNSUPPORTED, errno.EXDEV, errno.EMLINK):
+            raise
+        copy_atomically(source, target)
+        return
     os.replace(temporary, target)
+    temporary.unlink(missing_ok=True)  # os.replace leaves it where both are the same file already
+    sync_directory(target.parent)
+
+
+def copy_atomically(source: Path, target: Path) -> None:
+    """Give `target` the content of `source`, in one step."""
+    temporary = temporary_name(target)
+    try:
+        with open(source, "rb") as old, open(temporary, "wb") as new:
+            shutil.copyfileobj(old, new)
+            new.flush()
+            sync(new.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
     sync_directory(target.parent)
 
 

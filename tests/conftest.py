@@ -80,12 +80,14 @@ def same_run():
     def check(first, second):
         one, two = (load_checkpoint(in_order(Path(d) / "checkpoints")[-1]) for d in (first, second))
         for checkpoint in (one, two):
+            checkpoint[KEY].pop("run_id")
             for key in ("output_dir", "resume"):
                 checkpoint[KEY]["config"].pop(key)
         assert differences(one, two) == []
         for file in ("metrics.csv", "evaluations.csv"):
             a, b = (
-                pd.read_csv(Path(d) / file).drop(columns="slots_per_second", errors="ignore") for d in (first, second)
+                pd.read_csv(Path(d) / file).drop(columns=["run", "slots_per_second"], errors="ignore")
+                for d in (first, second)
             )
             pd.testing.assert_frame_equal(a, b, check_exact=True)
             assert a["frame"].is_unique and a["frame"].is_monotonic_increasing

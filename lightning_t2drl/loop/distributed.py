@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 def is_rank_zero() -> bool:
     """Whether this process is the one that speaks and writes; true before any other was started."""
-    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 class AlternatingDDPStrategy(DDPStrategy):

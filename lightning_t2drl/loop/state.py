@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 KEY = "lightning_t2drl"
+PARTS = {
+    "state_dict": dict,
+    "frame": int,
+    "slots": int,
+    "gradient_steps": int,
+    "scenario": dict,
+    "config": dict,
+    "ranks": list,
+}  # what every reader may count on
 
 
 def capture(module: TwoTimescaleModule) -> dict[str, Any]:
@@ -51,6 +60,8 @@ def save(module: TwoTimescaleModule, checkpoint: dict[str, Any]) -> None:
         "gradient_steps": module.gradient_steps,
         "scenario": module.scenario.as_dict(),
         "ranks": ranks,
+        "config": {},
+        "run_id": None,
         **module.checkpoint_extra,
     }
 
@@ -59,18 +70,21 @@ def check(checkpoint: Any, path: object) -> dict[str, Any]:
     """The project's own part of a checkpoint; one of format 1 is translated in place.
 
     Raises:
-        UserError: the file is not a checkpoint of this project, or of another format.
+        UserError: the file is not a checkpoint of this project, of another format, or lacks a part.
     """
-    if not isinstance(checkpoint, dict) or KEY not in checkpoint:
+    own = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
+    if not isinstance(own, dict):
         raise UserError(f"{path}: not a checkpoint of lightning_t2drl (it has no {KEY!r} entry)")
-    own = checkpoint[KEY]
-    if own.get("format") == 1:
-        own = checkpoint[KEY] = translate(own)
-    elif own.get("format") != FORMAT:
+    if own.get("format") not in (1, FORMAT):
         raise UserError(
             f"{path}: checkpoint format {own.get('format')} of lightning_t2drl {own.get('version')}; "
             f"this version reads format {FORMAT}; use the version that wrote it or train anew"
         )
+    for name, kind in PARTS.items():
+        if not isinstance((checkpoint if name == "state_dict" else own).get(name), kind):
+            raise UserError(f"{path}: not a whole checkpoint (it has no {name!r}, or one of another kind)")
+    if own["format"] == 1:
+        own = checkpoint[KEY] = translate(own)
     return own
 
 

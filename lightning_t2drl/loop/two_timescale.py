@@ -62,7 +62,7 @@ class TwoTimescaleModule(L.LightningModule):
         cacher, allocator: the policies of the two timescales.
         loop: how much is played, stored and learned.
         num_envs: N, per rank.
-        frames: length of the run; schedules are functions of frame / frames.
+        frames: length of the run; schedules are functions of frame / `schedule_frames`, which is the same unless set.
         seed: of everything random in here.
         compile: whether the allocator's losses are compiled.
 
@@ -89,6 +89,7 @@ class TwoTimescaleModule(L.LightningModule):
         self.loop = loop
         self.num_envs = num_envs
         self.frames = frames
+        self.schedule_frames = frames
         self.seed = seed
         if compile:
             allocator.compile_update()
@@ -205,7 +206,7 @@ class TwoTimescaleModule(L.LightningModule):
 
     def _set_progress(self) -> None:
         for owner, policy in self.policies():
-            policy.progress = self.frame / self.frames
+            policy.progress = self.frame / self.schedule_frames
             for name, rate in self.learning_rates.items():
                 if name.startswith(owner):
                     for group in self.optimizer[name].param_groups:

@@ -19,6 +19,8 @@ from lightning_t2drl.run.loggers import FrameWandbLogger
 from lightning_t2drl.run.schemas import TrainConfig
 from lightning_t2drl.run.tables import improvement, schemes_table
 
+REFERENCE = "random+equal"  # the scheme that results are compared with
+
 
 def finish_run(
     config: TrainConfig, module: TwoTimescaleModule, directory: Path, loggers: list[Any], console: Console
@@ -29,8 +31,8 @@ def finish_run(
     if config.evaluation.final_episodes:
         results = final_evaluation(config, module)
         write_atomically(directory / "evaluation.json", json.dumps(results, indent=2) + "\n")
-        console.print(schemes_table(results))
-        ours, reference = results["schemes"][config.name], results["schemes"]["random+equal"]
+        console.print(schemes_table(results), soft_wrap=False)
+        ours, reference = results["schemes"][config.name], results["schemes"][REFERENCE]
         for key, label in (("hit_ratio", "model hit ratio"), ("total_utility", "total utility")):
             summary[f"{key}_improvement_percent"] = improvement(ours, reference, key)
             console.print(
@@ -55,7 +57,7 @@ def final_evaluation(config: TrainConfig, module: TwoTimescaleModule) -> dict[st
     scenario = module.scenario.to("cpu")
     pairs = {
         config.name: (module.cacher.cpu(), module.allocator.cpu()),
-        "random+equal": (RandomCacher(scenario, RandomConfig()), EqualAllocator(scenario, EqualConfig())),
+        REFERENCE: (RandomCacher(scenario, RandomConfig()), EqualAllocator(scenario, EqualConfig())),
     }
     e = config.evaluation
     schemes = {name: summarise(evaluate(scenario, *pair, e.final_episodes, e.seed)) for name, pair in pairs.items()}

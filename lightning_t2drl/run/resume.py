@@ -1,63 +1,171 @@
-"""Which checkpoint a run goes on from, and whether it may."""
+"""Where on its timeline a run starts: at its beginning, from a checkpoint of its own, or as a branch of another run.
+
+`choose` only looks and refuses; `prepare` then makes the directory hold that one timeline. Whatever instant a kill
+comes at, the next `resume=auto` chooses the same.
+"""
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from omegaconf import OmegaConf
 
 from lightning_t2drl.errors import UserError
+from lightning_t2drl.files import copy_atomically, link_atomically, remove_leftovers, sync_directory
 from lightning_t2drl.loop import state as run_state
-from lightning_t2drl.loop.checkpoints import in_order, newest_good, resolve
+from lightning_t2drl.loop.checkpoints import (
+    BEST,
+    DamagedCheckpoint,
+    frame_of,
+    in_order,
+    load_checkpoint,
+    resolve,
+    set_aside,
+)
+from lightning_t2drl.run.identity import Identity, Parent, new_identity, read_identity, write_identity
+from lightning_t2drl.run.loggers import CSV_FILES, check_files
 from lightning_t2drl.run.schemas import TrainConfig
+
+Say = Callable[[str], None]
+
+CONFIG = "config.yaml"
+SUMMARY = "summary.json"  # written last: the run is finished for the frames that it names
+END = (SUMMARY, "evaluation.json", "figures")  # what a finished run leaves, the mark first
 
 # What may differ between a checkpoint's config and the resumed run's without changing what is computed.
 HARMLESS = ("name", "frames", "output_dir", "resume", "progress_bar", "figures", "logger", "checkpoint", "evaluation")
 HARMLESS_NESTED = ("trainer.accelerator", "trainer.threads", "trainer.num_nodes", "trainer.devices", "env.name")
+NO_DIFFERENCE = ("output_dir", "resume", "progress_bar")  # not worth a word
 
 
-def resume_from(config: TrainConfig, plain: dict[str, Any], console: Console) -> tuple[Path, int] | None:
-    """The checkpoint to go on from and its frame, or None to begin.
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts.
+
+    Args:
+        identity: of the run; the directory's own, or a new one.
+        path: the checkpoint to go on from; None at the beginning.
+        content: of that checkpoint.
+        damaged: newer checkpoints that cannot be read.
+        finished: whether nothing is left to do.
+    """
+
+    identity: Identity
+    path: Path | None = None
+    content: dict[str, Any] | None = None
+    damaged: tuple[Path, ...] = ()
+    finished: bool = False
+
+    @property
+    def frame(self) -> int:
+        return 0 if self.content is None else self.content[run_state.KEY]["frame"]
+
+
+# -- choosing
+
+
+def choose(config: TrainConfig, plain: dict[str, Any], directory: Path, say: Say) -> Start:
+    """Decide where the run in `directory` starts; nothing is written.
+
+    Args:
+        config: what is asked for.
+        plain: the same as plain data; `schedule_frames` is filled in, as a resumed run keeps its schedules.
+        directory: where the run writes.
+        say: told what the user should know.
 
     Raises:
-        UserError: there is none to be had, it was made with another config, or the run is finished.
+        UserError: the directory holds something else, there is no checkpoint to be had, or it does not fit `config`.
     """
     if config.resume is None:
-        return None
-
-    def say(text: str) -> None:
-        console.print(text, style="yellow")
-
-    if config.resume == "auto":
-        if config.output_dir is None:
-            raise UserError("resume: auto needs output_dir, the directory of the run to go on with")
-        if _never_saved(Path(config.output_dir)):
-            say(f"{config.output_dir} holds no checkpoint yet: beginning")
-            return None
-        path, checkpoint = newest_good(Path(config.output_dir) / "checkpoints", say)
+        if _held(directory):
+            raise UserError(f"output_dir: {directory} is not empty; resume=auto goes on with it, or choose another")
+        start = Start(new_identity())
+    elif config.resume == "auto":
+        start = _newest(directory, say)
     else:
-        path, checkpoint = resolve(config.resume, say)
-    _check_compatible(plain, checkpoint, console)
-    frame = checkpoint[run_state.KEY]["frame"]
-    finished = config.output_dir is not None and (Path(config.output_dir) / "summary.json").exists()
-    if frame > config.frames or (frame == config.frames and finished):
-        raise UserError(
-            f"frames: the checkpoint is at frame {frame} already; frames={config.frames} leaves nothing to do"
-        )
-    return path, frame
+        start = _from_file(config.resume, directory, say)
+    if start.content is None:
+        plain["schedule_frames"] = config.schedule_frames or config.frames
+        return start
+    check_files(directory)
+    _keep_schedules(config, plain, start.content, say)
+    _check_compatible(plain, start.content, say)
+    if start.frame > config.frames:
+        raise UserError(f"frames: the checkpoint is at frame {start.frame} already, past frames={config.frames}")
+    return replace(start, finished=start.frame == config.frames and _finished(plain, directory))
 
 
-def _never_saved(directory: Path) -> bool:
-    """Whether there is nothing to go on from: no run was begun in `directory`, or none lived to its first checkpoint.
+def _held(directory: Path) -> list[str]:
+    """Names in a directory, but for what this program puts there before a run begins."""
+    return [path.name for path in directory.glob("*") if not path.name.startswith(".")]
 
-    Raises:
-        UserError: what `directory` holds is no run.
-    """
-    visible = [path.name for path in directory.glob("*") if not path.name.startswith(".")]
-    if visible and "config.yaml" not in visible:
+
+def _newest(directory: Path, say: Say) -> Start:
+    """From the newest good checkpoint of the run in `directory`."""
+    held, identity = _held(directory), read_identity(directory)
+    if held and identity is None and CONFIG not in held:
         raise UserError(f"resume: {directory} holds no run to go on with")
-    return not in_order(directory / "checkpoints")
+    files, damaged = in_order(directory / "checkpoints"), []
+    if identity is not None and identity.cut is not None:
+        files = [path for path in files if frame_of(path) <= identity.cut]
+    for path in reversed(files):
+        try:
+            content = load_checkpoint(path)
+        except DamagedCheckpoint as error:
+            say(f"set aside: {error}")
+            damaged.append(path)
+            continue
+        own = content[run_state.KEY]
+        identity = identity or Identity(own["run_id"])  # run.json was deleted
+        if identity.owns(own["run_id"], own["frame"]):
+            return Start(identity, path, content, tuple(damaged))
+        raise UserError(f"{path} belongs to another run than the rest of {directory}; move it away")
+    if files:
+        raise UserError(f"{directory}: holds no checkpoint that can be read")
+    if identity is not None and identity.parent is not None:  # a branch that was killed before it had a checkpoint
+        return _from_file(identity.parent.checkpoint, directory, say)
+    say(f"{directory} holds no checkpoint yet: beginning")
+    return Start(identity or new_identity())
+
+
+def _from_file(name: str, directory: Path, say: Say) -> Start:
+    """From a checkpoint that was named: within the run it belongs to, or as a branch in an empty directory."""
+    path, content = resolve(name, say)
+    own = content[run_state.KEY]
+    run_id, frame = own["run_id"], own["frame"]
+    held, identity = _held(directory), read_identity(directory)
+    if not held:
+        say(f"a branch of run {run_id} begins in {directory}")
+        return Start(new_identity(Parent(run_id, frame, str(path.resolve()))), path, content)
+    if identity is None:
+        if CONFIG not in held or path.resolve().parent != (directory / "checkpoints").resolve():
+            raise UserError(f"output_dir: {directory} is not empty; a branch of {path} needs a directory of its own")
+        identity = Identity(run_id)  # run.json was deleted
+    if not identity.owns(run_id, frame):
+        raise UserError(f"output_dir: {directory} holds another run than {path}; a branch needs a directory of its own")
+    later = [frame_of(p) for p in in_order(directory / "checkpoints") if frame_of(p) > frame]
+    if later:
+        say(f"cut away: what {directory} holds after frame {frame}, up to frame {max(later)}")
+    return Start(replace(identity, cut=frame), path, content)
+
+
+def _finished(plain: dict[str, Any], directory: Path) -> bool:
+    """Whether the mark of a finished run is there, for these frames and by this config."""
+    try:
+        frame = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))["frame"]
+        before = OmegaConf.to_container(OmegaConf.load(directory / CONFIG))
+    except Exception:  # torn, missing, of another kind: then the end is done again
+        return False
+    return frame == plain["frames"] and not [k for k in _different(plain, before) if k not in NO_DIFFERENCE]
+
+
+# -- does it fit?
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
@@ -70,21 +178,93 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _check_compatible(plain: dict[str, Any], checkpoint: dict[str, Any], console: Console) -> None:
+def _different(one: Any, other: Any) -> list[str]:
+    """Dotted keys whose values differ."""
+    now, then = flatten(one), flatten(other)
+    return sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
+
+
+def _keep_schedules(config: TrainConfig, plain: dict[str, Any], content: dict[str, Any], say: Say) -> None:
+    """Let schedules end where they were to end when the run began, however long it becomes."""
+    stored = content[run_state.KEY]["config"]
+    end = plain["schedule_frames"] = config.schedule_frames or stored.get("schedule_frames", config.frames)
+    if config.frames > end:
+        cosine = [k for k, v in flatten(plain).items() if k.endswith("learning_rate_schedule") and v == "cosine"]
+        what = "".join(f"; by {key}=cosine that learning rate is 0" for key in cosine)
+        say(f"after frame {end} (schedule_frames) schedules stay at their end values{what}")
+
+
+def _check_compatible(plain: dict[str, Any], content: dict[str, Any], say: Say) -> None:
     """Refuse to resume with a config that would compute something else; name harmless differences."""
-    own = checkpoint[run_state.KEY]
+    own = content[run_state.KEY]
     if own["format"] != run_state.FORMAT:
         raise UserError(
             f"resume: the checkpoint was written by lightning_t2drl {own['version']}, whose runs only that version can "
             "go on with; this one evaluates and exports it"
         )
-    now, then = flatten(plain), flatten(own["config"])
-    different = sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
+    stored = own["config"]
+    now, then = flatten(plain), flatten(stored)
+    different = _different(plain, stored)
     harmless = [k for k in different if k.split(".")[0] in HARMLESS or k in HARMLESS_NESTED]
     breaking = [k for k in different if k not in harmless]
     if breaking:
         listed = ", ".join(f"{key} ({then.get(key)} then, {now.get(key)} now)" for key in breaking)
         raise UserError(f"resume: the checkpoint was made with another config: {listed}")
-    shown = [key for key in harmless if key not in ("resume", "output_dir")]
+    shown = [key for key in harmless if key not in NO_DIFFERENCE]
     if shown:
-        console.print("differs from the checkpoint's config, harmlessly: " + ", ".join(shown))
+        say("differs from the checkpoint's config, harmlessly: " + ", ".join(shown))
+
+
+# -- preparing
+
+
+def prepare(start: Start, directory: Path) -> None:
+    """Make `directory` hold the timeline that ends where the run starts, and no other.
+
+    Killed anywhere in here, the next `choose` comes to the same start: what is added belongs to the timeline, and what
+    is to go is not looked at once `run.json` says so.
+    """
+    for path in start.damaged:
+        set_aside(path)
+    settled = replace(start.identity, cut=None)
+    if read_identity(directory) is None:
+        write_identity(directory, settled)
+    checkpoints = directory / "checkpoints"
+    checkpoints.mkdir(exist_ok=True)
+    for place in (directory, checkpoints):
+        remove_leftovers(place)
+    if start.path is not None:
+        _install(start.path, start.frame, directory)
+    if start.identity.cut is not None:
+        write_identity(directory, start.identity)
+        for path in reversed(in_order(checkpoints)):
+            if frame_of(path) > start.frame:
+                path.unlink()
+        sync_directory(checkpoints)
+        write_identity(directory, settled)
+    unfinish(directory)
+
+
+def _install(path: Path, frame: int, directory: Path) -> None:
+    """Put a checkpoint, and the rows and the best checkpoint of before it, where the run in `directory` looks."""
+    own = directory / "checkpoints" / f"frame={frame:09d}.ckpt"
+    if own.exists() and own.samefile(path):
+        return
+    elsewhere = path.resolve().parent
+    if elsewhere != own.parent.resolve():
+        if (elsewhere / BEST).exists():
+            link_atomically(elsewhere / BEST, own.parent / BEST)
+        for file in CSV_FILES:
+            if (elsewhere.parent / file).exists() and not (directory / file).exists():
+                copy_atomically(elsewhere.parent / file, directory / file)
+    link_atomically(path, own)
+
+
+def unfinish(directory: Path) -> None:
+    """Take away what a finished run leaves: the run goes on."""
+    for name in END:
+        path = directory / name
+        if path.is_dir():
+            with suppress(OSError):
+                shutil.rmtree(path)
+        path.unlink(missing_ok=True)

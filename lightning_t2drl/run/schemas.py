@@ -86,6 +86,7 @@ class TrainConfig:
     name: str = "t2drl"
     seed: int = 0
     frames: int = 1000
+    schedule_frames: int | None = None
     output_dir: str | None = None
     resume: str | None = None
     compile: bool = False
@@ -102,6 +103,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         within("", self, seed=(0, 2**63 - 1), frames=(1, 1e12))
+        if self.schedule_frames is not None:
+            within("", self, schedule_frames=(1, 1e12))
 
 
 @dataclass

@@ -12,21 +12,23 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.environments import ClusterEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from lightning_t2drl.callbacks import FrameCheckpoint, FrameProgress, GracefulStop, PeriodicEvaluation
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.files import remove_leftovers, write_atomically
+from lightning_t2drl.files import write_atomically
 from lightning_t2drl.loop import state as run_state
-from lightning_t2drl.loop.checkpoints import AtomicCheckpointIO, load_checkpoint
+from lightning_t2drl.loop.checkpoints import AtomicCheckpointIO
 from lightning_t2drl.loop.distributed import AlternatingDDPStrategy, is_rank_zero
 from lightning_t2drl.loop.two_timescale import TwoTimescaleModule
-from lightning_t2drl.run.finish import finish_run
+from lightning_t2drl.run.finish import REFERENCE, finish_run
+from lightning_t2drl.run.launch import launched, processes
 from lightning_t2drl.run.loggers import BEGINNING, check_wandb_account, make_loggers
 from lightning_t2drl.run.output_dir import output_directory
-from lightning_t2drl.run.resume import resume_from
+from lightning_t2drl.run.resume import CONFIG, SUMMARY, Start, choose, prepare
 from lightning_t2drl.run.schemas import TrainConfig, build_policies
 from lightning_t2drl.seeding import derive_seed
 
@@ -57,20 +59,29 @@ def train(config: TrainConfig, raw: DictConfig, overrides: list[str]) -> dict[st
     Raises:
         UserError: before anything is written, if the config cannot be run.
     """
+    if config.name == REFERENCE:
+        raise UserError(f"name: {REFERENCE} is the scheme that results are compared with; choose another")
     torch.set_num_threads(config.trainer.threads)
     L.seed_everything(derive_seed(config.seed, "parameters") % 2**32, verbose=False)
     scenario, cacher, allocator = build_policies(config.env, config.cacher, config.allocator)
     module = TwoTimescaleModule(
         scenario, cacher, allocator, config.loop, config.env.num_envs, config.frames, config.seed, config.compile
     )
-    console = Console(stderr=False, quiet=not is_rank_zero())
     _check_hardware(config)
     check_wandb_account(config)
     plain: dict[str, Any] = OmegaConf.to_container(raw, resolve=True)  # type: ignore[assignment]
-    resumed = resume_from(config, plain, console)
-    with output_directory(config) as directory:
+    with launched(config.trainer) as (environment, ignored), output_directory(config) as directory:
+        console = Console(quiet=not is_rank_zero(), soft_wrap=True, markup=False, highlight=False)
+        if ignored:
+            console.print(f"ignored: {', '.join(ignored)}, as this process is not one of several", style="yellow")
+        start = choose(config, plain, directory, lambda text: console.print(text, style="yellow"))
+        if start.finished:
+            console.print(f"{directory} is finished at frame {start.frame}; nothing is left to do")
+            return json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
         try:
-            return _run(config, plain, module, directory, resumed, console)
+            if is_rank_zero():
+                prepare(start, directory)
+            return _run(config, plain, module, directory, start, environment, console)
         except OSError as error:
             if error.errno not in DISK_ERRORS:
                 raise
@@ -93,61 +104,71 @@ def _run(
     plain: dict[str, Any],
     module: TwoTimescaleModule,
     directory: Path,
-    resumed: tuple[Path, int] | None,
+    start: Start,
+    environment: ClusterEnvironment,
     console: Console,
 ) -> dict[str, Any]:
-    module.checkpoint_extra = {"config": plain}
+    module.checkpoint_extra = {"config": plain, "run_id": start.identity.run_id}
+    module.schedule_frames = plain["schedule_frames"]
     text = OmegaConf.to_yaml(OmegaConf.create(plain))
-    checkpoint, frame = resumed or (None, BEGINNING)
-    if checkpoint is None:
-        console.print(f"[dim]{text}[/dim]", highlight=False)
+    if start.path is None:
+        console.print(text, style="dim")
     else:
-        console.print(f"resuming from {checkpoint} at frame {frame}")
+        console.print(f"resuming from {start.path} at frame {start.frame}")
     loggers = []
     if is_rank_zero():
-        remove_leftovers(directory)
-        write_atomically(directory / "config.yaml", text)
-        loggers = make_loggers(config, plain, directory, frame)
+        write_atomically(directory / CONFIG, text)
+        frame = BEGINNING if start.path is None else start.frame
+        loggers = make_loggers(config, plain, directory, frame, start.identity.run_id, console.print)
     stop = GracefulStop()
     saver = FrameCheckpoint(directory / "checkpoints", config.checkpoint.every_n_frames, config.checkpoint.keep)
     callbacks: list[L.Callback] = [stop, PeriodicEvaluation(config.evaluation), saver]
     if config.progress_bar:
         callbacks.insert(0, FrameProgress(console))
-    trainer = make_trainer(config, loggers, callbacks)
-    start = time.perf_counter()
-    if checkpoint is not None and frame == config.frames:  # killed after its last frame: only the end is left
-        run_state.load_parameters(module, load_checkpoint(checkpoint))
+    trainer = make_trainer(config, environment, directory, loggers, callbacks)
+    clock = time.perf_counter()
+    if start.content is not None and start.frame == config.frames:  # killed after its last frame: only the end is left
+        run_state.load_parameters(module, start.content)
+        saver.load_state_dict(start.content["callbacks"][saver.state_key])
+        saver.settle()
     else:
+        path = None if start.path is None else str(start.path)
         try:
-            trainer.fit(module, Frames(config.frames), ckpt_path=checkpoint and str(checkpoint), weights_only=True)
-        except (
-            SIGTERMException
-        ):  # it came before the first frame, while Lightning's handler was in force: exit status 0
+            trainer.fit(module, Frames(config.frames), ckpt_path=path, weights_only=True)
+        except SIGTERMException:  # before the first frame, while Lightning's handler is in force; it means status 0
             stop.received = signal.SIGTERM
-    seconds = time.perf_counter() - start
     summary = {
         "name": config.name,
+        "run_id": start.identity.run_id,
         "frame": module.frame,
         "slots": module.slots,
         "gradient_steps": module.gradient_steps,
-        "training_seconds": seconds,
+        "training_seconds": time.perf_counter() - clock,
         "checkpoint_seconds": saver.seconds,
     }
     if stop.received is not None:
         console.print(f"stopped at frame {module.frame}; go on with output_dir={directory} resume=auto")
+        for logger in loggers:
+            logger.finalize("stopped")
         raise SystemExit(128 + stop.received)
     if is_rank_zero():
         summary |= finish_run(config, module, directory, loggers, console)
-        write_atomically(directory / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_atomically(directory / SUMMARY, json.dumps(summary, indent=2) + "\n")
     return summary
 
 
-def make_trainer(config: TrainConfig, loggers: list[Any], callbacks: list[L.Callback]) -> L.Trainer:
+def make_trainer(
+    config: TrainConfig,
+    environment: ClusterEnvironment,
+    directory: Path,
+    loggers: list[Any],
+    callbacks: list[L.Callback],
+) -> L.Trainer:
     """Lightning's Trainer for this loop: one epoch, one batch per frame, everything it need not do switched off."""
     t = config.trainer
-    plugins: list[Any] = [AtomicCheckpointIO()]
+    plugins: list[Any] = [AtomicCheckpointIO(), environment]
     strategy: Any = t.strategy
-    if t.strategy == "ddp":
+    if t.strategy == "ddp" or processes(t) > 1:
         # On CPU tensors NCCL cannot be used, whatever PyTorch would choose by what is built in.
         backend = "gloo" if t.accelerator == "cpu" or not torch.cuda.is_available() else "nccl"
         strategy = AlternatingDDPStrategy(process_group_backend=backend)
@@ -160,6 +181,7 @@ def make_trainer(config: TrainConfig, loggers: list[Any], callbacks: list[L.Call
         logger=loggers,
         callbacks=callbacks,
         plugins=plugins,
+        default_root_dir=directory,  # Lightning looks for checkpoints of its own there, and must find none
         max_epochs=1,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -52,7 +52,7 @@ def test_foreign_and_older_checkpoints_say_what_they_are(tmp_path):
     with pytest.raises(UserError, match="not a checkpoint of lightning_t2drl"):
         load_checkpoint(tmp_path / "foreign.ckpt")
     torch.save({run_state.KEY: {"format": 0, "version": "0.0.1"}}, tmp_path / "old.ckpt")
-    with pytest.raises(UserError, match=r"format 0 of lightning_t2drl 0\.0\.1.*format 1.*train anew"):
+    with pytest.raises(UserError, match=r"format 0 of lightning_t2drl 0\.0\.1.*format 2.*train anew"):
         load_checkpoint(tmp_path / "old.ckpt")
 
 

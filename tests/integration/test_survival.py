@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.survival import RUN, checkpoint_cost, compare, finish, newest, start, survive
 from lightning_t2drl.callbacks import FrameProgress
-from lightning_t2drl.loop.checkpoints import in_order, load_checkpoint
+from lightning_t2drl.loop.checkpoints import AtomicCheckpointIO, in_order, load_checkpoint
 
 
 def run_until(directory, ready, *arguments):
@@ -31,7 +31,7 @@ def test_sigkill_at_random_instants_and_during_saves(tmp_path):
     checkpoint = load_checkpoint(last)
     moments = checkpoint["optimizer_states"][0]["state"][0]["exp_avg"]
     moments.view(torch.int32).view(-1)[0] ^= 1
-    torch.save(checkpoint, last)
+    AtomicCheckpointIO().save_checkpoint(checkpoint, last)
     same = compare(tmp_path / "whole", tmp_path / "killed")
     assert [part for part, identical in same.items() if not identical] == ["optimizers", "the whole checkpoint"]
 

