@@ -74,7 +74,10 @@ def _environment(trainer: TrainerConfig, variables: Mapping[str, str]) -> Cluste
     if {"SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_ID"} <= variables.keys():  # srun's, not those of a batch script
         tasks = _number(variables, "SLURM_STEP_NUM_TASKS") or _number(variables, "SLURM_NTASKS")
         if tasks == wanted:
-            return SLURMEnvironment(auto_requeue=False)
+            try:
+                return SLURMEnvironment(auto_requeue=False)
+            except RuntimeError as error:
+                raise UserError(f"trainer: Slurm's variables do not fit: {error}") from None
         if tasks and tasks > 1:
             raise UserError(f"trainer.devices: srun started {tasks} processes, {asked}")
     return LightningEnvironment()

@@ -15,7 +15,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.files import write_atomically
+from lightning_t2drl.files import sync, write_atomically
 from lightning_t2drl.run.schemas import TrainConfig
 
 EVALUATION = "evaluation/"
@@ -79,7 +79,7 @@ class FrameCSVLogger(Logger):
         with open(path, "a", newline="", encoding="utf-8") as target:
             csv.DictWriter(target, columns, restval="").writerow(row)
             target.flush()
-            os.fsync(target.fileno())
+            sync(target.fileno())
 
     def rows(self) -> dict[int, Row]:
         """What the files hold, as it was logged: by frame, metrics and evaluations together."""
