@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -228,8 +229,10 @@ class ActorCriticAllocator(Allocator):
         batch = len(inputs["request"])
         facts = {"users": None if any_users else users, "diffusion_steps": self.actor.steps, "decision_samples": 1}
         chain = {"noise": torch.zeros(self.actor.steps, batch, users, 2)} if self.actor.steps else {}
-        graphs = {"allocator": Graph(AllocatorGraph(self), inputs | chain, axes, "shares")}
+        decide = AllocatorGraph(self, partial(self.shares, self.actor), bool(chain))
+        graphs = {"allocator": Graph(decide, inputs | chain, axes, "shares")}
         if chain:  # the best of several samples is found by the critics
             shares = {"shares": torch.full((batch, users, 2), 1 / users)}
-            graphs["critic"] = Graph(CriticGraph(self), inputs | shares, axes, "value")
+            judge = CriticGraph(self, partial(self.value, self.critics))
+            graphs["critic"] = Graph(judge, inputs | shares, axes, "value")
         return Exported(graphs, facts)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lightning_t2drl.networks.features import State
 from lightning_t2drl.system.scenario import Scenario
-
-if TYPE_CHECKING:
-    from lightning_t2drl.allocators.actor_critic import ActorCriticAllocator
 
 LEAST_GAIN = 1e-30  # weaker links are taken for this one, so that no float32 overflows
 OBSERVED = ("request", "input_bits", "output_bits", "gain", "cache", "attached")
@@ -30,27 +28,44 @@ def observed(scenario: Scenario, users: int) -> tuple[dict[str, Tensor], dict[st
 
 
 class AllocatorGraph(nn.Module):
-    """One slot's decision, from what an operator measures to feasible shares."""
+    """One slot's decision, from what an operator measures to feasible shares.
 
-    def __init__(self, allocator: ActorCriticAllocator) -> None:
+    Args:
+        allocator: owner of all parameters and of `features` and `scenario`.
+        shares: feasible shares [N, U, 2] from a state and noise [I, N, U, 2].
+        chain: whether there is noise.
+    """
+
+    def __init__(self, allocator: Any, shares: Callable[[State, Tensor], Tensor], chain: bool) -> None:
         super().__init__()
-        self.allocator = allocator
-
-    def state(self, values: tuple[Tensor, ...]) -> State:
-        observation = dict(zip(OBSERVED, values, strict=True))
-        observation["gain"] = observation["gain"].clamp_min(LEAST_GAIN)
-        return self.allocator.features(self.allocator.scenario, observation)
+        self.allocator, self.shares, self.chain = allocator, shares, chain
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Shares [N, U, 2] from `OBSERVED` and, for a diffusion chain, noise [I, N, U, 2]."""
-        *values, noise = inputs if self.allocator.actor.steps else (*inputs, torch.empty(0))
-        return self.allocator.shares(self.allocator.actor, self.state(tuple(values)), noise)
+        *values, noise = inputs if self.chain else (*inputs, torch.empty(0))
+        return self.shares(state_of(self.allocator, values), noise)
 
 
-class CriticGraph(AllocatorGraph):
-    """What the critics think of shares, by which the best of several samples is found."""
+class CriticGraph(nn.Module):
+    """What the critics think of shares, by which the best of several samples is found.
+
+    Args:
+        allocator: as for `AllocatorGraph`.
+        value: the critics' values [N, 1 or U] of a state and shares.
+    """
+
+    def __init__(self, allocator: Any, value: Callable[[State, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.allocator, self.value = allocator, value
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Values [N] from `OBSERVED` and shares [N, U, 2]."""
         *values, shares = inputs
-        return self.allocator.value(self.allocator.critics, self.state(tuple(values)), shares).mean(-1)
+        return self.value(state_of(self.allocator, values), shares).mean(-1)
+
+
+def state_of(allocator: Any, values: Iterable[Tensor]) -> State:
+    """The allocator's state from what was observed."""
+    observation = dict(zip(OBSERVED, values, strict=True))
+    observation["gain"] = observation["gain"].clamp_min(LEAST_GAIN)
+    return allocator.features(allocator.scenario, observation)

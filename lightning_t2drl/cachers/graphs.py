@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from lightning_t2drl.system.caching import amend_cache
 
-if TYPE_CHECKING:
-    from lightning_t2drl.cachers.q_learning import QLearningCacher
-
 
 class CacherGraph(nn.Module):
-    """One frame's cache."""
+    """One frame's cache; `cacher` has `choose(state) -> cache` and a `scenario`."""
 
-    def __init__(self, cacher: QLearningCacher) -> None:
+    def __init__(self, cacher: Any) -> None:
         super().__init__()
         self.cacher = cacher
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Bool [N, M] from the popularity [N, P] and, where the cacher looks at it, the models held [N, M]."""
-        observation: Any = dict(zip(("popularity", "cache"), inputs, strict=False))
+        observation = dict(zip(("popularity", "cache"), inputs, strict=False))
         return amend_cache(self.cacher.scenario, self.cacher.choose(observation))

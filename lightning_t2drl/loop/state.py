@@ -5,7 +5,7 @@ Everything is a plain tensor, number, string, list or dict, so that checkpoints 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.distributed as dist
 from torchrl.checkpoint import GlobalRNGState
@@ -14,8 +14,7 @@ from lightning_t2drl import __version__
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.loop.legacy import translate
 
-if TYPE_CHECKING:
-    from lightning_t2drl.loop.two_timescale import TwoTimescaleModule
+Module = Any  # the coordinator, `TwoTimescaleModule`, which stands above this file
 
 FORMAT = 2
 KEY = "lightning_t2drl"
@@ -30,7 +29,7 @@ PARTS = {
 }  # what every reader may count on
 
 
-def capture(module: TwoTimescaleModule) -> dict[str, Any]:
+def capture(module: Module) -> dict[str, Any]:
     """One rank's state: worlds, buffers, generators, memories of policies, running means."""
     return {
         "env": module.env.get_state(),
@@ -45,7 +44,7 @@ def capture(module: TwoTimescaleModule) -> dict[str, Any]:
     }
 
 
-def save(module: TwoTimescaleModule, checkpoint: dict[str, Any]) -> None:
+def save(module: Module, checkpoint: dict[str, Any]) -> None:
     """Put all ranks' states and the counters into a checkpoint; called on every rank, written by rank 0."""
     ranks: list[Any] = [capture(module)]
     if module.trainer.world_size > 1:
@@ -88,7 +87,7 @@ def check(checkpoint: Any, path: object) -> dict[str, Any]:
     return own
 
 
-def mine(module: TwoTimescaleModule, checkpoint: dict[str, Any]) -> dict[str, Any]:
+def mine(module: Module, checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Take the counters and this rank's state out of a checkpoint; `restore` applies the latter later."""
     own = check(checkpoint, "resume")
     world_size = module.trainer.world_size
@@ -101,7 +100,7 @@ def mine(module: TwoTimescaleModule, checkpoint: dict[str, Any]) -> dict[str, An
     return own["ranks"][module.global_rank]
 
 
-def restore(module: TwoTimescaleModule, state: dict[str, Any]) -> None:
+def restore(module: Module, state: dict[str, Any]) -> None:
     """Apply a rank's state, as the last thing before the first frame."""
     module.env.set_state(state["env"])
     for name, replay in (("slot", module.slot_replay), ("frame", module.frame_replay)):
@@ -113,11 +112,11 @@ def restore(module: TwoTimescaleModule, state: dict[str, Any]) -> None:
     GlobalRNGState().load_state_dict(state["global_rng"])
 
 
-def load_parameters(module: TwoTimescaleModule, checkpoint: dict[str, Any]) -> None:
+def load_parameters(module: Module, checkpoint: dict[str, Any]) -> None:
     """Parameters and counters alone: all that a module needs which plays no further frame."""
     _load_counters(module, check(checkpoint, "resume"))
     module.load_state_dict(checkpoint["state_dict"])
 
 
-def _load_counters(module: TwoTimescaleModule, own: dict[str, Any]) -> None:
+def _load_counters(module: Module, own: dict[str, Any]) -> None:
     module.frame, module.slots, module.gradient_steps = own["frame"], own["slots"], own["gradient_steps"]
