@@ -11,13 +11,14 @@ from lightning_t2drl import EdgeAIGCEnv, evaluate, load_policy, train
 def main(frames: int = 80, episodes: int = 50, directory: str = "runs/example") -> float:
     """Mean utility per slot of the trained pair, played by hand."""
     run = train("experiment=quickstart", frames=frames, output_dir=directory, evaluation__final_episodes=episodes)
-    print(run.evaluations[["frame", "evaluation/utility", "evaluation/hit_ratio"]])
+    print(run.evaluations[["frame", "utility", "hit_ratio"]])
 
-    # The same policy where twice as many users share the cell, beside RCARS and the oracle.
+    # The same policy where twice as many users share the cell, beside RCARS; the oracle would take minutes.
     more_users = evaluate(
         checkpoint=f"{directory}/checkpoints/last",
         env={"users": 20},
         episodes=episodes,
+        references=["rcars"],
         output_dir=f"{directory}-20-users",
     )
     print(more_users.schemes.pivot(index="metric", columns="scheme", values="mean").round(3))
