@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 FORMAT = 2  # of the directory that `export.py` writes
 READABLE = (1, 2)
+NEEDED = ("scenario", "users", "decision_samples", "popularity", "cacher")
 POLICY, ALLOCATOR, CRITIC, CACHER = "policy.json", "allocator.onnx", "critic.onnx", "cacher.onnx"
 
 MOST_BITS = 1e15  # of a payload: what float32 can still square
@@ -53,7 +54,7 @@ class Controller:
         self.generator = np.random.default_rng(seed)
         self._allocator = _session(Path(path, ALLOCATOR))
         self._critic = _session(Path(path, CRITIC)) if self.diffusion_steps else None
-        self._cacher = _session(Path(path, CACHER)) if Path(path, CACHER).exists() else None
+        self._cacher = _session(Path(path, CACHER)) if "observes_cache" in self.policy["cacher"] else None
 
     def cache(self, popularity: ArrayLike, held: ArrayLike | None = None) -> NDArray[np.bool_]:
         """Which models to hold for the coming frame.
@@ -144,7 +145,7 @@ class Controller:
     ) -> NDArray[np.float32]:
         """Shares of bandwidth and of the step budget [U, 2]: of one chain, or of the best of several."""
         samples = self.policy["decision_samples"] if samples is None else samples
-        if not isinstance(samples, int) or samples < 1:
+        if not isinstance(samples, (int, np.integer)) or samples < 1:
             raise ValueError(f"samples: {samples!r} is not a whole number of at least 1")
         samples = samples if self.diffusion_steps else 1  # without a chain all are the same
         feeds = {name: value[None].repeat(samples, 0) for name, value in feeds.items()}
@@ -185,14 +186,19 @@ def _read(directory: Path) -> dict[str, Any]:
     if not isinstance(policy, dict) or policy.get("format") not in READABLE:
         found = policy.get("format") if isinstance(policy, dict) else type(policy).__name__
         raise ValueError(f"{directory}: policy of format {found}; this loader reads {', '.join(map(str, READABLE))}")
-    if policy["format"] == 1:
-        return policy
-    for name, expected in policy["sha256"].items():
-        if not (directory / name).is_file():
-            raise ValueError(f"{directory / name}: missing; export the policy anew")
-        if digest(directory / name) != expected:
+    for key in NEEDED + (("sha256",) if policy["format"] > 1 else ()):
+        if key not in policy:
+            raise ValueError(f"{directory / POLICY}: damaged, it holds no {key!r}; export the policy anew")
+    for name, expected in policy.get("sha256", {}).items():  # format 1 has none
+        if _exists(directory / name) and digest(directory / name) != expected:
             raise ValueError(f"{directory / name}: damaged or changed since it was exported; export the policy anew")
     return policy
+
+
+def _exists(path: Path) -> bool:
+    if not path.is_file():
+        raise ValueError(f"{path}: missing; export the policy anew")
+    return True
 
 
 def digest(path: Path) -> str:
@@ -206,6 +212,7 @@ def _session(path: Path) -> Any:
         import onnxruntime as ort
     except ImportError:
         raise ImportError("onnxruntime is missing: pip install 'lightning-t2drl[deploy]'") from None
+    _exists(path)
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
