@@ -12,6 +12,7 @@ from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.checks import within
 from lightning_t2drl.system import raw_from_shares
 from lightning_t2drl.system.bounds import slot_bound
+from lightning_t2drl.system.serving import situation
 
 
 @dataclass
@@ -32,15 +33,6 @@ class ExactAllocator(Allocator):
     config: ExactConfig
 
     def decide(self, observation: TensorDict, explore: bool = False) -> Tensor:
-        found = slot_bound(
-            self.scenario,
-            observation["request"],
-            observation["input_bits"],
-            observation["output_bits"],
-            observation["gain"],
-            observation["cache"],
-            observation["attached"],
-            self.config.rounds,
-        )
+        found = slot_bound(self.scenario, **situation(observation), rounds=self.config.rounds)
         shares = torch.stack((found["bandwidth"], found["steps"] / self.scenario.step_budget), -1)
         return raw_from_shares(shares)

@@ -17,7 +17,7 @@ from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.checks import within
 from lightning_t2drl.system import amend_allocation, serve
 from lightning_t2drl.system.scenario import Scenario
-from lightning_t2drl.system.serving import cell_mean, hits
+from lightning_t2drl.system.serving import SITUATION, cell_mean, hits, situation
 
 
 @dataclass
@@ -45,14 +45,9 @@ class _SlotProblem(Problem):
         shares = amend_allocation(raw, hits(cell["cache"], cell["request"]), cell["attached"])
         served = serve(
             self.scenario,
-            cell["request"],
-            cell["input_bits"],
-            cell["output_bits"],
-            cell["gain"],
-            cell["cache"],
+            **situation(cell),
             bandwidth=shares[..., 0],
             steps=shares[..., 1] * self.scenario.step_budget,
-            attached=cell["attached"],
         )
         out["F"] = -cell_mean(served["utility"], cell["attached"]).double().numpy()
 
@@ -68,8 +63,7 @@ class GeneticAllocator(Allocator):
 
     def decide(self, observation: TensorDict, explore: bool = False) -> Tensor:
         scenario = self.scenario.to("cpu")
-        keys = ("request", "input_bits", "output_bits", "gain", "cache", "attached")
-        cells = observation.select(*keys).to("cpu").reshape(-1)
+        cells = observation.select(*SITUATION, strict=False).to("cpu").reshape(-1)
         seeds = torch.randint(2**31 - 1, (len(cells),), generator=self.generator, device=self.generator.device)
         found = [self._search(scenario, cell, seed) for cell, seed in zip(cells, seeds.tolist(), strict=True)]
         raw = torch.stack(found).reshape(*observation.batch_size, scenario.users, 2)

@@ -37,4 +37,4 @@ class OracleCacher(Cacher):
         return oracle_caches(self.scenario, self.config.slots, self.config.seed)
 
     def decide(self, observation: TensorDict, explore: bool = False) -> Tensor:
-        return self.caches.cache[observation["popularity_state"]]
+        return self.caches.of(observation["popularity_state"])

@@ -21,7 +21,10 @@ class PopularConfig:
 
 
 class PopularCacher(Cacher):
-    """Most popular first under the chain's stationary distribution, while it fits (the caching half of SCHRS)."""
+    """Most popular first under the chain's stationary distribution, while it fits (the caching half of SCHRS).
+
+    With rankings of their own each cell holds what is popular there.
+    """
 
     Config = PopularConfig
 
@@ -31,4 +34,6 @@ class PopularCacher(Cacher):
         return fill_in_order(scenario, popularity).expand(*observation.batch_size, scenario.models)
 
     def export(self) -> Exported:
+        if self.scenario.request_probability.ndim > 2:
+            raise self.refuse("holds other models in each cell, so there is no one policy to export")
         return Exported({}, {"constant": self.decide(TensorDict({}, batch_size=[])).tolist()})

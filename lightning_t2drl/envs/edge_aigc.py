@@ -14,8 +14,9 @@ from torchrl.envs import EnvBase
 from lightning_t2drl.errors import NonFiniteError
 from lightning_t2drl.seeding import derive_seed
 from lightning_t2drl.system import amend_allocation, amend_cache
+from lightning_t2drl.system.cells import held_elsewhere
 from lightning_t2drl.system.scenario import Scenario
-from lightning_t2drl.system.serving import cell_mean, hits, serve
+from lightning_t2drl.system.serving import cell_mean, hits, serve, situation
 from lightning_t2drl.system.world import State, advance, draw_noise, initial_state
 
 SERVED = (
@@ -37,12 +38,16 @@ class EdgeAIGCEnv(EnvBase):
 
     Group `cells` (batch [N, B]) holds, per cell:
 
-    - observation: `popularity` [P] (one-hot true state, or last frame's request frequencies), `popularity_state` (the
-      truth, int64; for the oracle), `cache` [M] (what is latched), `request`, `input_bits`, `output_bits`, `gain`,
-      `attached` [U], and `served`: what `serve` returned for the slot just ended, [U] each, and the executed `shares`
-      [U, 2] of bandwidth and of steps (0 after a reset);
+    - observation: `popularity` [P] (one-hot true state, its request probabilities, or last frame's request
+      frequencies), `popularity_state` (the truth, int64; for the oracle), `cache` [M] (what is latched), `load` [3]
+      (what the users attached in the last frame's slots would take of storage, bandwidth and steps, see
+      `load_per_user`), `request`, `input_bits`, `output_bits`, `gain`, `attached` [U], and `served`: what `serve`
+      returned for the slot just ended, [U] each, and the executed `shares` [U, 2] of bandwidth and of steps (0 after
+      a reset). With several cells also `uplink_interference`, `downlink_interference` [U], W, and `handover` [U];
+      with an edge link `nearby` [M], what other cells hold;
     - action: `cache` [M], latched at a frame's first slot and ignored in the others, and `allocation` [U, 2], raw;
-    - reward: `slot` [1], the mean utility of the slot, and `frame` [1], at a frame's last slot the mean of its slot
+    - reward: `slot` [1], the sum of the users' utilities times B / users present, so that the mean over cells is the
+      mean over users (one cell: their mean utility), and `frame` [1], at a frame's last slot the mean of its slot
       rewards minus the switching cost, 0 otherwise.
 
     The root holds `frame_start` [1] and the done flags: an episode is truncated after T frames.
@@ -68,7 +73,8 @@ class EdgeAIGCEnv(EnvBase):
         self.generator = torch.Generator(device=device)
         self._make_specs()
         self._set_seed(seed)
-        self._one_hot = torch.eye(scenario.popularity_states, device=self.device)
+        self._popularity_table = self._seen_popularity()
+        self._load = load_per_user(self.scenario)
         self._world, self._memory = self._fresh()
 
     # -- TorchRL's interface
@@ -85,13 +91,23 @@ class EdgeAIGCEnv(EnvBase):
 
         served = {key: flags(*users) if key in ("hit", "violated") else unbounded(*users) for key in SERVED}
         served["shares"] = unbounded(*users, 2)
+        several: dict[str, Any] = {}
+        if s.cells > 1:
+            served["handover"] = flags(*users)
+            several = {"uplink_interference": unbounded(*cells), "downlink_interference": unbounded(*users)}
+            several["handover"] = flags(*users)
+        if s.cooperates:
+            served["nearby"] = flags(*users)
+            several["nearby"] = flags(*cells, s.models)
         observation = {
             "popularity": unbounded(*cells, s.popularity_width),
             "popularity_state": Categorical(s.popularity_states, shape=cells, device=device),
             "cache": flags(*cells, s.models),
+            "load": unbounded(*cells, 3),
             "request": Categorical(s.models, shape=users, device=device),
             **{key: unbounded(*users) for key in ("input_bits", "output_bits", "gain")},
             "attached": flags(*users),
+            **several,
             "served": Composite(served, shape=cells, device=device),
         }
         action = {
@@ -174,7 +190,17 @@ class EdgeAIGCEnv(EnvBase):
             "counts": torch.zeros(models, device=device),  # of this frame's requests
             "frame_reward": torch.zeros(n, s.cells, device=device),  # sum so far of what this frame earned
         }
+        if not s.one_crowd:
+            memory["users"] = world["attached"].sum(-1).float()  # of a slot of the last frame, on average
+            memory["users_so_far"] = torch.zeros(n, s.cells, device=device)  # sum over this frame's slots
         return world, memory
+
+    def _seen_popularity(self) -> Tensor | None:
+        """What the cacher sees in place of each row of the scenario's `demands`; None where it sees frequencies."""
+        s = self.scenario
+        if s.popularity_observation == "frequencies":
+            return None
+        return s.demands if s.popularity_observation == "probabilities" else torch.eye(len(s.demands)).to(self.device)
 
     def _in_frame(self, slot: int) -> Tensor:
         """Which worlds are in this slot of their frame, bool [N, 1]."""
@@ -195,20 +221,16 @@ class EdgeAIGCEnv(EnvBase):
         cache, request, attached = memory["cache"], world["request"], world["attached"]
         ends = self._in_frame(s.slots_per_frame - 1)
         shares = amend_allocation(raw, hits(cache, request), attached)
-        members = None if s.cells == 1 else attached  # to one cell everybody is attached
-        served = serve(
-            s,
-            request,
-            world["input_bits"],
-            world["output_bits"],
-            world["gain"],
-            cache,
-            bandwidth=shares[..., 0],
-            steps=shares[..., 1] * s.step_budget,
-            attached=members,
-        )
+        now = situation(world | {"cache": cache} | self._nearby())
+        if s.one_crowd:
+            del now["attached"]  # that everybody is
+        served = serve(s, **now, bandwidth=shares[..., 0], steps=shares[..., 1] * s.step_budget)
         served["shares"] = shares
-        reward = cell_mean(served["utility"], members)
+        if s.one_crowd:
+            reward = cell_mean(served["utility"], None)
+        else:
+            present = attached.sum((-1, -2)).clamp_min(1).unsqueeze(-1)
+            reward = served["utility"].sum(-1) * (s.cells / present)
         total = memory["frame_reward"] + reward
         frame = torch.where(ends, total / s.slots_per_frame, 0.0)
         self._memory = memory | {"frame_reward": total.masked_fill(ends, 0.0)}
@@ -217,21 +239,30 @@ class EdgeAIGCEnv(EnvBase):
             seen = counts / counts.sum(-1, keepdim=True).clamp_min(1.0)
             self._memory["frequencies"] = torch.where(ends.unsqueeze(-1), seen, memory["frequencies"])
             self._memory["counts"] = counts.masked_fill(ends.unsqueeze(-1), 0.0)
+        if not s.one_crowd:
+            users = memory["users_so_far"] + attached.sum(-1)
+            self._memory["users"] = torch.where(ends, users / s.slots_per_frame, memory["users"])
+            self._memory["users_so_far"] = users.masked_fill(ends, 0.0)
         return served, {"slot": reward.unsqueeze(-1), "frame": frame.unsqueeze(-1)}
 
     def _observation(self, served: TensorDict) -> dict[str, Any]:
         s, world, memory = self.scenario, self._world, self._memory
-        if s.popularity_observation == "state":
-            popularity = torch.nn.functional.embedding(world["popularity"], self._one_hot)
-        else:
+        if self._popularity_table is None:
             popularity = memory["frequencies"]
+        else:
+            popularity = torch.nn.functional.embedding(s.demand(world["popularity"]), self._popularity_table)
+        users = memory["users"].unsqueeze(-1) if "users" in memory else torch.full_like(popularity[..., :1], s.users)
         return {
             "popularity": popularity,
             "popularity_state": world["popularity"],
-            "cache": memory["cache"],
-            **{key: world[key] for key in ("request", "input_bits", "output_bits", "gain", "attached")},
+            "load": users * self._load,
+            **situation(world | {"cache": memory["cache"]} | self._nearby()),
             "served": served,
         }
+
+    def _nearby(self) -> dict[str, Tensor]:
+        """What other cells hold, [N, B, M], where that matters."""
+        return {"nearby": held_elsewhere(self._memory["cache"])} if self.scenario.cooperates else {}
 
     def _frame_start(self) -> Tensor:
         return self._in_frame(0)
@@ -254,6 +285,20 @@ class EdgeAIGCEnv(EnvBase):
             {key: value.to(self.device) for key, value in state[part].items()} for part in ("world", "memory")
         )
         self.generator.set_state(state["generator"])
+
+
+def load_per_user(scenario: Scenario) -> Tensor:
+    """What one user takes of a cell, [3]: the mean model over the storage, the mean payload over what the bandwidth
+    carries before the deadline at 1 bit/s/Hz, and the mean A3 over the step budget.
+    """
+    s = scenario
+    payload = (sum(s.input_bits) + sum(s.output_bits)) / 2
+    device = s.full_steps.device
+    return torch.stack((
+        (s.model_storage.mean() / s.storage_capacity).float(),
+        torch.tensor(payload / (s.cell_bandwidth * s.deadline), device=device),
+        s.full_steps.mean() / s.step_budget,
+    ))  # fmt: skip
 
 
 def _where(asked: Tensor, new: State, old: State) -> State:

@@ -14,19 +14,27 @@ from lightning_t2drl.system.scenario import Scenario
 # A bandwidth share of 0 means a delay without end; in means it counts as this many deadlines.
 DELAY_CAP = 10.0
 
+MEANS = (
+    ("utility", "utility"),
+    ("hit_ratio", "hit"),
+    ("violation_ratio", "violated"),
+    ("quality", "quality"),
+    ("tv", "tv"),
+)
 DELAY_PARTS = ("access_delay", "generation_delay", "backhaul_delay")
 
 
 def slot_metrics(scenario: Scenario, served: TensorDictBase, attached: Tensor) -> dict[str, Tensor]:
-    """Means over users and cells, one value per world.
+    """Means over the users present, one value per world.
 
     Args:
         served: what `serve` returned [N, B].
         attached: bool [N, B, U].
 
     Returns:
-        [N] each: `utility` (mean over cells), `hit_ratio`, `violation_ratio`, `quality`, `tv`, `delay` and its
-        parts (s), and the paper's `weighted_cost` alpha TV + (1 - alpha) D.
+        [N] each: `utility`, `hit_ratio`, `violation_ratio`, `quality`, `tv`, `delay` and its parts (s), the paper's
+        `weighted_cost` alpha TV + (1 - alpha) D and, with several cells, `handover_ratio` (users taken over in the
+        slot) and, with an edge link, `nearby_ratio` (users served from another cell's model).
     """
     users = attached.sum((-1, -2)).clamp_min(1)
     cap = DELAY_CAP * scenario.deadline
@@ -34,10 +42,10 @@ def slot_metrics(scenario: Scenario, served: TensorDictBase, attached: Tensor) -
     def mean(value: Tensor) -> Tensor:
         return value.sum((-1, -2)) / users
 
-    per_cell = served["utility"].sum(-1) / attached.sum(-1).clamp_min(1)
-    out = {"utility": per_cell.mean(-1)}
-    for name, key in (("hit_ratio", "hit"), ("violation_ratio", "violated"), ("quality", "quality"), ("tv", "tv")):
-        out[name] = mean(served[key])
+    out = {name: mean(served[key]) for name, key in MEANS}
+    for name, key in (("handover_ratio", "handover"), ("nearby_ratio", "nearby")):
+        if (flags := served.get(key, None)) is not None:
+            out[name] = mean(flags)
     for key in ("delay", *DELAY_PARTS):
         out[key] = mean(served[key].clamp_max(cap))
     out["weighted_cost"] = scenario.alpha * out["tv"] + (1 - scenario.alpha) * out["delay"]

@@ -17,7 +17,7 @@ from torch import Tensor
 from lightning_t2drl.system import service
 from lightning_t2drl.system.channel import access_time, path_gain
 from lightning_t2drl.system.scenario import Scenario
-from lightning_t2drl.system.serving import hits
+from lightning_t2drl.system.serving import hits, nearby_misses
 
 State = Mapping[str, Tensor]  # by field, see above
 Observation = Mapping[str, Tensor]  # the cells' observation, see `EdgeAIGCEnv`
@@ -54,15 +54,38 @@ def _log_gain(scenario: Scenario, gain: Tensor) -> Tensor:
     return (gain.clamp_min(1e-30).log10() - typical) / 2
 
 
+def _backhaul(scenario: Scenario, observation: Observation, hit: Tensor) -> Tensor:
+    """What each user's miss waits for the backhaul or the edge link, as a share of the deadline, [*, U]."""
+    request, attached = observation["request"], observation["attached"]
+    payload = observation["input_bits"] + observation["output_bits"]
+
+    def shared(rate: float, misses: Tensor) -> Tensor:
+        return payload / (rate * scenario.deadline) * misses * misses.sum(-1, keepdim=True)
+
+    near = nearby_misses(scenario, hit, request, attached, observation.get("nearby", None))
+    miss = attached & ~hit
+    if near is None or scenario.edge_link_rate is None:
+        return shared(scenario.backhaul_rate, miss)
+    return shared(scenario.backhaul_rate, miss & ~near) + shared(scenario.edge_link_rate, near)
+
+
 class FlatFeatures:
-    """The published state: channel gains, requests, caching decision and payload sizes, as one vector [*, S]."""
+    """The published state: channel gains, requests, caching decision and payload sizes, as one vector [*, S].
+
+    Where users come, go or change cells, the rows of users of other cells are 0, and each row also holds whether the
+    user is attached. With several cells the gain stands over noise and interference, down and up, and each row
+    holds whether the user was just taken over.
+    """
 
     any_users = False
 
     def __init__(self, scenario: Scenario) -> None:
-        self.width = scenario.users * (3 + scenario.models) + scenario.models
+        own = 3 + scenario.models + (0 if scenario.one_crowd else 1) + (2 if scenario.cells > 1 else 0)
+        self.width = scenario.users * own + scenario.models
 
     def __call__(self, scenario: Scenario, observation: Observation) -> dict[str, Tensor]:
+        if not scenario.one_crowd:
+            return facts(scenario, observation) | {"features": self._of_members(scenario, observation)}
         request = torch.nn.functional.one_hot(observation["request"], scenario.models)
         parts = [
             _log_gain(scenario, observation["gain"]),
@@ -72,6 +95,21 @@ class FlatFeatures:
             observation["cache"],
         ]
         return facts(scenario, observation) | {"features": torch.cat([part.float() for part in parts], -1)}
+
+    def _of_members(self, scenario: Scenario, observation: Observation) -> Tensor:
+        attached, gain = observation["attached"], observation["gain"]
+        rows = [_centred(observation[f"{key}_bits"], getattr(scenario, f"{key}_bits")) for key in ("input", "output")]
+        if scenario.cells > 1:
+            noise = scenario.noise_density * scenario.cell_bandwidth
+            down = gain / (1 + observation["downlink_interference"] / noise)
+            up = gain / (1 + observation["uplink_interference"] / noise).unsqueeze(-1)
+            rows += [_log_gain(scenario, down), _log_gain(scenario, up), observation["handover"]]
+        else:
+            rows.append(_log_gain(scenario, gain))
+        request = torch.nn.functional.one_hot(observation["request"], scenario.models)
+        table = torch.cat((torch.stack([row.float() for row in rows], -1), request.float()), -1)
+        table = torch.cat((table, torch.ones_like(table[..., :1])), -1) * attached.unsqueeze(-1)
+        return torch.cat((table.flatten(-2), observation["cache"].float()), -1)
 
 
 class UserFeatures:
@@ -91,16 +129,18 @@ class UserFeatures:
     def __call__(self, scenario: Scenario, observation: Observation) -> dict[str, Tensor]:
         known = facts(scenario, observation)
         hit, attached = known["hit"], known["attached"]
-        link = access_time(scenario, observation["gain"], observation["input_bits"], observation["output_bits"])
-        link = link / scenario.deadline
-        miss = attached & ~hit
-        payload = (observation["input_bits"] + observation["output_bits"]) / (
-            scenario.backhaul_rate * scenario.deadline
+        link = access_time(
+            scenario,
+            *(observation[key] for key in ("gain", "input_bits", "output_bits")),
+            *(observation.get(key, None) for key in ("uplink_interference", "downlink_interference")),
         )
-        backhaul = payload * miss * miss.sum(-1, keepdim=True)
+        link = link / scenario.deadline
+        backhaul = _backhaul(scenario, observation, hit)
         curve = service.profile(scenario, observation["request"])
         full = curve.full_steps
         slack = 1 - service.generation_delay(curve, full) / scenario.deadline - backhaul
+        if (handover := observation.get("handover", None)) is not None:
+            slack = slack - scenario.handover_delay / scenario.deadline * handover
         # With the square-root law b_u ~ sqrt(a_u), user u's access delay is sqrt(a_u) times this sum.
         load = (link.sqrt() * attached).sum(-1, keepdim=True).clamp_min(1e-9).log()
         demand = (full * hit).sum(-1, keepdim=True) / scenario.step_budget

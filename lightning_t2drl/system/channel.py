@@ -22,14 +22,41 @@ def rician_power(rician_factor: float, normal: Tensor) -> Tensor:
     return (real + line_of_sight).square_().addcmul_(imaginary, imaginary)
 
 
-def spectral_efficiency(scenario: Scenario, gain: Tensor) -> tuple[Tensor, Tensor]:
-    """Uplink and downlink log2(1 + p g / (N0 W)) in bit/s/Hz for linear gains [*]."""
-    noise = scenario.noise_density * scenario.bandwidth
-    up, down = gain * (scenario.user_power / noise), gain * (scenario.station_power / noise)
+def spectral_efficiency(
+    scenario: Scenario,
+    gain: Tensor,
+    uplink_interference: Tensor | None = None,
+    downlink_interference: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Uplink and downlink log2(1 + p g / (N0 W + I)) in bit/s/Hz, W being the cell's part of the bandwidth.
+
+    Args:
+        gain: linear power gains [*, U].
+        uplink_interference: at the station, W [*]; none when left out.
+        downlink_interference: at the users, W [*, U]; none when left out.
+    """
+    noise = scenario.noise_density * scenario.cell_bandwidth
+    if uplink_interference is None:
+        up = gain * (scenario.user_power / noise)
+    else:  # in units of the noise, far from where float32 ends
+        up = gain * (scenario.user_power / noise) / (1 + uplink_interference / noise).unsqueeze(-1)
+    down = gain * (scenario.station_power / noise)
+    if downlink_interference is not None:
+        down = down / (1 + downlink_interference / noise)
     return up.log1p_().div_(math.log(2)), down.log1p_().div_(math.log(2))
 
 
-def access_time(scenario: Scenario, gain: Tensor, input_bits: Tensor, output_bits: Tensor) -> Tensor:
-    """a_u = d_in / (W e_up) + d_out / (W e_dn): seconds a user would need with the whole bandwidth, [*]."""
-    up, down = spectral_efficiency(scenario, gain)
-    return (input_bits / up + output_bits / down).div_(scenario.bandwidth)
+def access_time(
+    scenario: Scenario,
+    gain: Tensor,
+    input_bits: Tensor,
+    output_bits: Tensor,
+    uplink_interference: Tensor | None = None,
+    downlink_interference: Tensor | None = None,
+) -> Tensor:
+    """a_u = d_in / (W e_up) + d_out / (W e_dn): seconds a user would need with the cell's whole bandwidth, [*, U].
+
+    Interference as for `spectral_efficiency`.
+    """
+    up, down = spectral_efficiency(scenario, gain, uplink_interference, downlink_interference)
+    return (input_bits / up + output_bits / down).div_(scenario.cell_bandwidth)

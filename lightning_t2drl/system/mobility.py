@@ -9,11 +9,11 @@ from lightning_t2drl.system.scenario import Scenario
 
 
 def uniform_position(scenario: Scenario, uniform: Tensor) -> Tensor:
-    """Positions uniform over the disc outside `min_distance`, [*, 2] in m, from uniform numbers [*, 2]."""
-    inner, outer = scenario.min_distance**2, scenario.radius**2
+    """Positions uniform over the users' disc outside `min_distance` of its centre, m [*, 2], from uniform numbers."""
+    inner, outer = scenario.min_distance**2, scenario.area_radius**2
     distance = (inner + (outer - inner) * uniform[..., 0]).sqrt()
     angle = 2 * torch.pi * uniform[..., 1]
-    return torch.stack((distance * angle.cos(), distance * angle.sin()), -1)
+    return torch.stack((distance * angle.cos(), distance * angle.sin()), -1) + scenario.centre
 
 
 def move(
@@ -28,19 +28,20 @@ def move(
         noise: [*, 2], standard normal.
 
     Returns:
-        The next position, velocity and mean velocity; |position| <= radius.
+        The next position, velocity and mean velocity; position is at most `area_radius` from `centre`.
     """
+    rim = scenario.area_radius
     a = scenario.mobility_memory
     velocity = (a * velocity).add_(noise, alpha=scenario.speed_deviation * (1 - a * a) ** 0.5)
     if scenario.mean_speed:
         velocity = velocity + (1 - a) * mean_velocity
-    position = position.add(velocity, alpha=scenario.slot_duration)
+    position = position.add(velocity, alpha=scenario.slot_duration) - scenario.centre
     distance = torch.linalg.vector_norm(position, dim=-1, keepdim=True)
     radial = position / distance.clamp_min(1e-9)
-    outside = distance > scenario.radius
+    outside = distance > rim
     # A triangle wave of period 4R is the path of a ball between the rim's two ends, however far it would have flown.
-    folded = scenario.radius - ((distance + scenario.radius) % (4 * scenario.radius) - 2 * scenario.radius).abs()
-    position = torch.where(outside, radial * folded, position)
+    folded = rim - ((distance + rim) % (4 * rim) - 2 * rim).abs()
+    position = torch.where(outside, radial * folded, position) + scenario.centre
     normal = radial * outside  # of the rim, 0 for those inside
 
     def bounce(v: Tensor) -> Tensor:

@@ -30,22 +30,35 @@ class Scenario:
     zipf_skewness: Tensor  # gamma_j [J]
     popularity_transition: Tensor  # P [J, J], rows sum to 1
     popularity_change_every: int  # slots between two steps of the popularity chain
-    request_probability: Tensor  # p_j(m) [J, M]
-    popularity_observation: str  # what the cacher sees of the demand: "state" or "frequencies"
+    popularity_scope: str  # "shared": one popularity chain for all cells; "per_cell": one for each
+    request_probability: Tensor  # p_j(m) [J, M]; [B, J, M] where each cell has rankings of its own
+    popularity_observation: str  # what the cacher sees of the demand: "state", "probabilities" or "frequencies"
     input_bits: tuple[float, float]  # range of d_in, bit
     output_bits: tuple[float, float]  # range of d_out, bit
-    bandwidth: float  # W, Hz, uplink and downlink alike
+    bandwidth: float  # W, Hz, uplink and downlink alike; cells of one colour share all of their part of it
+    reuse: int  # parts that the bandwidth is cut into, one for each colour
+    colours: Tensor  # of the cells, int64 [B]; cells of one colour use one part and disturb each other
     user_power: float  # p_user, W
     station_power: float  # p_bs, W
     noise_density: float  # N0, W/Hz
-    radius: float  # m
+    site_distance: float  # between neighbouring stations, m
+    sites: Tensor  # where the stations stand, m [B, 2]
+    radius: float  # m; users keep to the disc around the stations' centroid that reaches this far beyond the farthest
     min_distance: float  # m
     rician_factor: float  # K_R, linear
     mobility_memory: float  # a
     mean_speed: float  # m/s
     speed_deviation: float  # s, m/s
     slot_duration: float  # s, how far users move between two slots
-    backhaul_rate: float  # R_bh, bit/s
+    active_users: tuple[int, int] | None  # range of how many users are there when an episode starts; None: all
+    arrival_rate: float  # share of the absent users that come at a frame's start
+    departure_rate: float  # share of the users present that leave at a frame's start
+    shadowing_db: float  # standard deviation of log-normal shadowing, dB; 0: none
+    shadowing_memory: float  # of a link's shadowing from slot to slot
+    hysteresis_db: float  # how much stronger another station must be to take a user over, dB
+    handover_delay: float  # what being taken over adds to a slot's delay, s
+    backhaul_rate: float  # R_bh, bit/s, of each cell
+    edge_link_rate: float | None  # R_edge between the cells, bit/s; None: there are no links
     step_budget: float  # L, denoising steps per slot
     floor_steps: Tensor  # A1 [M]
     worst_metric: Tensor  # A2 [M]
@@ -65,12 +78,58 @@ class Scenario:
     @property
     def popularity_width(self) -> int:
         """Width of what the cacher sees of the demand."""
-        return self.popularity_states if self.popularity_observation == "state" else self.models
+        return len(self.demands) if self.popularity_observation == "state" else self.models
+
+    @property
+    def everyone_present(self) -> bool:
+        """Whether all users are always there."""
+        return self.active_users is None and not self.departure_rate
+
+    @property
+    def one_crowd(self) -> bool:
+        """Whether all users are always attached to the one cell there is."""
+        return self.cells == 1 and self.everyone_present
+
+    @property
+    def cooperates(self) -> bool:
+        """Whether cells fetch models' results from each other."""
+        return self.cells > 1 and self.edge_link_rate is not None
+
+    @property
+    def chains(self) -> int:
+        """How many popularity chains a world has."""
+        return self.cells if self.popularity_scope == "per_cell" else 1
+
+    @property
+    def cell_bandwidth(self) -> float:
+        """What one cell has of the bandwidth, Hz."""
+        return self.bandwidth / self.reuse
+
+    @cached_property
+    def centre(self) -> Tensor:
+        """The stations' centroid, m [2]."""
+        return self.sites.mean(0)
+
+    @cached_property
+    def area_radius(self) -> float:
+        """Radius of the disc around `centre` in which users live, m."""
+        return self.radius + torch.linalg.vector_norm(self.sites - self.centre, dim=-1).max().item()
+
+    @cached_property
+    def demands(self) -> Tensor:
+        """All request probabilities, one row each: [J, M], or [B J, M] where cells have their own rankings."""
+        return self.request_probability.flatten(0, -2)
+
+    def demand(self, popularity: Tensor) -> Tensor:
+        """Rows of `demands` by which cells in these popularity states are asked, int64 [*, B] like `popularity`."""
+        if self.request_probability.ndim == 2:
+            return popularity
+        return popularity + self.popularity_states * torch.arange(self.cells, device=popularity.device)
 
     @cached_property
     def request_cdf(self) -> Tensor:
-        """Cumulative request probabilities [J, M]."""
-        return _cumulative(self.request_probability)
+        """Cumulative request probabilities, by row of `demands`."""
+        return _cumulative(self.demands)
 
     @cached_property
     def transition_cdf(self) -> Tensor:

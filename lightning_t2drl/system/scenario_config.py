@@ -13,12 +13,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from lightning_t2drl.checks import one_of
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.registry import typed
+from lightning_t2drl.system.cells import reuse_colours, station_sites
 from lightning_t2drl.system.scenario import Scenario
 
 BITS_PER_MB = 8e6
 BITS_PER_GB = 8e9
+OBSERVATIONS = ("state", "probabilities", "frequencies")
 LARGEST_SI = 1e30  # of any override in SI units; the limits proper are those of the config keys
 
 
@@ -53,7 +56,16 @@ class ScenarioConfig:
     frames_per_episode: int = 10
     slots_per_frame: int = 10
     cells: int = 1
+    site_distance: float = 400.0
+    sites_m: list[list[float]] | None = None
+    reuse: int = 1
+    hysteresis_db: float = 3.0
+    handover_delay: float = 2.0
+    edge_link_mbps: float | None = None
     users: int = 10
+    active_users: list[int] | None = None
+    arrival_rate: float = 0.0
+    departure_rate: float = 0.0
     storage_capacity_gb: float = 20.0
     model_storage_gb: list[float] = field(default_factory=lambda: [4.3, 6.9, 2.1, 5.2, 3.4, 7.7, 2.6, 4.9, 3.1, 6.0])
     zipf_skewness: list[float] = field(default_factory=lambda: [0.6, 1.0, 1.4])
@@ -61,6 +73,7 @@ class ScenarioConfig:
         default_factory=lambda: [[0.8, 0.1, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8]]
     )
     popularity_change_every: int | None = None
+    popularity_scope: str = "shared"
     ranking: str = "fixed"
     ranking_seed: int = 0
     popularity_observation: str = "state"
@@ -73,6 +86,8 @@ class ScenarioConfig:
     radius: float = 250.0
     min_distance: float = 10.0
     rician_factor_db: float = 6.0
+    shadowing_db: float = 0.0
+    shadowing_memory: float = 0.9
     mobility_memory: float = 0.8
     mean_speed: float = 0.0
     speed_deviation: float = 1.5
@@ -94,6 +109,7 @@ _SI_OVERRIDES: dict[str, tuple[str, float]] = {
     "output_bits": ("output_mb", 1 / BITS_PER_MB),
     "bandwidth": ("bandwidth_mhz", 1e-6),
     "backhaul_rate": ("backhaul_mbps", 1e-6),
+    "edge_link_rate": ("edge_link_mbps", 1e-6),
     "switch_cost": ("switch_cost_per_gb", BITS_PER_GB),
 }
 _POWER_OVERRIDES = {
@@ -133,6 +149,10 @@ def load_scenario(name: str = "paper", **overrides: Any) -> Scenario:
 
 def _in_config_units(key: str, value: Any) -> tuple[str, Any]:
     """An override by `Scenario` field in SI units as the config key and unit behind it; others pass unchanged."""
+    if key == "sites":
+        return "sites_m", value
+    if key in _SI_OVERRIDES and value is None:
+        return _SI_OVERRIDES[key][0], None
     if key in _SI_OVERRIDES:
         many = isinstance(value, (list, tuple))
         for number in value if many else [value]:
@@ -163,7 +183,8 @@ def build_scenario(config: ScenarioConfig) -> Scenario:
     check.integers(
         frames_per_episode=(1, 10**6),
         slots_per_frame=(1, 10**6),
-        cells=(1, 1),
+        cells=(1, 1000),
+        reuse=(1, 1000),
         users=(1, 10**5),
         ranking_seed=(0, 2**63 - 1),
     )
@@ -178,22 +199,24 @@ def build_scenario(config: ScenarioConfig) -> Scenario:
     transition = check.transition_matrix("popularity_transition", len(skewness))
     if config.ranking not in ("fixed", "shuffled"):
         raise UserError(f"env.ranking: {config.ranking!r} is neither fixed nor shuffled")
-    if config.popularity_observation not in ("state", "frequencies"):
-        raise UserError(
-            f"env.popularity_observation: {config.popularity_observation!r} is neither state nor frequencies"
-        )
+    one_of("env", config, popularity_observation=OBSERVATIONS, popularity_scope=("shared", "per_cell"))
     change_every = config.slots_per_frame if config.popularity_change_every is None else config.popularity_change_every
     if change_every < 1:
         raise UserError(f"env.popularity_change_every: {change_every} is below 1 slot")
     for key in ("input_mb", "output_mb"):
         check.interval(key)
-    for key in ("bandwidth_mhz", "radius", "min_distance", "backhaul_mbps", "step_budget", "deadline"):
+    for key in ("bandwidth_mhz", "site_distance", "radius", "min_distance", "backhaul_mbps", "step_budget", "deadline"):
         check.scalar(key, minimum=0.0, exclusive=True, maximum=1e12)
     for key in ("user_power_dbm", "station_power_dbm", "noise_density_dbm_hz", "rician_factor_db"):
         check.scalar(key, minimum=-300.0, maximum=150.0)
+    if config.edge_link_mbps is not None:
+        check.scalar("edge_link_mbps", minimum=0.0, exclusive=True)
+    for key in ("hysteresis_db", "shadowing_db"):
+        check.scalar(key, minimum=0.0, maximum=100.0)
+    check.scalar("handover_delay", minimum=0.0, maximum=1e9)
     for key in ("mean_speed", "speed_deviation"):
         check.scalar(key, minimum=0.0, maximum=1e6)
-    for key in ("alpha", "mobility_memory"):
+    for key in ("alpha", "mobility_memory", "shadowing_memory", "arrival_rate", "departure_rate"):
         check.scalar(key, minimum=0.0, maximum=1.0)
     for key in ("deadline_penalty", "switch_cost_per_gb"):
         check.scalar(key, minimum=0.0, maximum=1e6)
@@ -203,6 +226,8 @@ def build_scenario(config: ScenarioConfig) -> Scenario:
     if not (0 <= slot_duration <= 1e9):
         raise UserError(f"env.slot_duration: {slot_duration} s is not a finite time of 0 or more")
     service = check.service(len(models))
+    sites = check.sites("sites_m")
+    own_rankings = config.popularity_scope == "per_cell" and config.ranking == "shuffled"
 
     return Scenario(
         name=config.name,
@@ -217,14 +242,21 @@ def build_scenario(config: ScenarioConfig) -> Scenario:
         zipf_skewness=torch.tensor(skewness),
         popularity_transition=torch.tensor(transition),
         popularity_change_every=change_every,
-        request_probability=_request_probability(skewness, len(models), config.ranking, config.ranking_seed),
+        popularity_scope=config.popularity_scope,
+        request_probability=_request_probability(
+            skewness, len(models), config.ranking, config.ranking_seed, config.cells if own_rankings else None
+        ),
         popularity_observation=config.popularity_observation,
         input_bits=(config.input_mb[0] * BITS_PER_MB, config.input_mb[1] * BITS_PER_MB),
         output_bits=(config.output_mb[0] * BITS_PER_MB, config.output_mb[1] * BITS_PER_MB),
         bandwidth=config.bandwidth_mhz * 1e6,
+        reuse=config.reuse,
+        colours=reuse_colours(config.cells, config.reuse, spiral=sites is None),
         user_power=_watts(config.user_power_dbm),
         station_power=_watts(config.station_power_dbm),
         noise_density=_watts(config.noise_density_dbm_hz),
+        site_distance=config.site_distance,
+        sites=station_sites(config.cells, config.site_distance) if sites is None else torch.tensor(sites),
         radius=config.radius,
         min_distance=config.min_distance,
         rician_factor=10 ** (config.rician_factor_db / 10),
@@ -232,7 +264,15 @@ def build_scenario(config: ScenarioConfig) -> Scenario:
         mean_speed=config.mean_speed,
         speed_deviation=config.speed_deviation,
         slot_duration=slot_duration,
+        active_users=check.active_users("active_users"),
+        arrival_rate=config.arrival_rate,
+        departure_rate=config.departure_rate,
+        shadowing_db=config.shadowing_db,
+        shadowing_memory=config.shadowing_memory,
+        hysteresis_db=config.hysteresis_db,
+        handover_delay=config.handover_delay,
         backhaul_rate=config.backhaul_mbps * 1e6,
+        edge_link_rate=None if config.edge_link_mbps is None else config.edge_link_mbps * 1e6,
         step_budget=config.step_budget,
         alpha=config.alpha,
         deadline=config.deadline,
@@ -246,15 +286,20 @@ def _watts(dbm: float) -> float:
     return 10 ** (dbm / 10) / 1000
 
 
-def _request_probability(skewness: list[float], models: int, ranking: str, seed: int) -> Tensor:
-    """p_j(m) = rank_j(m)^(-gamma_j) / sum_n rank_j(n)^(-gamma_j), shape [J, M]."""
+def _request_probability(skewness: list[float], models: int, ranking: str, seed: int, cells: int | None) -> Tensor:
+    """p_j(m) = rank_j(m)^(-gamma_j) / sum_n rank_j(n)^(-gamma_j), [J, M], or [cells, J, M] with rankings per cell.
+
+    The first cells' rankings are the same however many cells there are.
+    """
     generator = torch.Generator().manual_seed(seed)
     in_order = torch.arange(models)
+    rows = len(skewness) * (cells or 1)
     ranks = torch.stack(
-        [torch.randperm(models, generator=generator) if ranking == "shuffled" else in_order for _ in skewness]
-    )
+        [torch.randperm(models, generator=generator) if ranking == "shuffled" else in_order for _ in range(rows)]
+    ).view(-1, len(skewness), models)
     weight = (ranks + 1).double() ** -torch.tensor(skewness, dtype=torch.float64)[:, None]
-    return (weight / weight.sum(-1, keepdim=True)).float()
+    probability = (weight / weight.sum(-1, keepdim=True)).float()
+    return probability[0] if cells is None else probability
 
 
 class _Check:
@@ -285,6 +330,24 @@ class _Check:
         values = self.vector(key, minimum=0.0, exclusive=True)
         if len(values) != 2 or values[0] > values[1]:
             raise UserError(f"env.{key}: {values} is not a range [low, high]")
+
+    def sites(self, key: str) -> list[list[float]] | None:
+        if (given := getattr(self.config, key)) is None:
+            return None
+        rows = [list(row) for row in given]
+        if len(rows) != self.config.cells or any(len(row) != 2 for row in rows):
+            raise UserError(f"env.{key}: needs a pair [x, y] for each of the {self.config.cells} stations (env.cells)")
+        for value in (value for row in rows for value in row):
+            self.number(key, value, -1e9, 1e9)
+        return rows
+
+    def active_users(self, key: str) -> tuple[int, int] | None:
+        if (given := getattr(self.config, key)) is None:
+            return None
+        users = self.config.users
+        if len(given) != 2 or not 1 <= given[0] <= given[1] <= users:
+            raise UserError(f"env.{key}: {list(given)} is not a range [low, high] from 1 to env.users {users}")
+        return given[0], given[1]
 
     def transition_matrix(self, key: str, states: int) -> list[list[float]]:
         rows = [list(row) for row in getattr(self.config, key)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from tensordict import TensorDict
 from torch import Tensor
@@ -10,10 +13,50 @@ from lightning_t2drl.system import service
 from lightning_t2drl.system.channel import access_time
 from lightning_t2drl.system.scenario import Scenario
 
+SITUATION = (
+    *("request", "input_bits", "output_bits", "gain", "cache", "attached"),
+    *("uplink_interference", "downlink_interference", "handover", "nearby"),  # of several cells only
+)
+
 
 def hits(cache: Tensor, request: Tensor) -> Tensor:
     """Which requests find their model cached: bool [*, U] from cache [*, M] and request [*, U]."""
     return cache.gather(-1, request)
+
+
+def nearby_misses(
+    scenario: Scenario, hit: Tensor, request: Tensor, attached: Tensor | None, nearby: Tensor | None
+) -> Tensor | None:
+    """Misses served by another cell over the edge link, bool [*, U]; None where there is no such link."""
+    if nearby is None or scenario.edge_link_rate is None:
+        return None
+    near = ~hit & nearby.gather(-1, request)
+    return near if attached is None else near & attached
+
+
+def backhaul_delay(
+    scenario: Scenario, hit: Tensor, payload: Tensor, attached: Tensor | None, near: Tensor | None
+) -> Tensor:
+    """What a miss waits for its way to the cloud, or to another cell's model, s [*, U]; 0 for hits.
+
+    Misses of one kind share their link: payload x their number / rate.
+
+    Args:
+        hit, attached: bool [*, U].
+        payload: d_in + d_out, bit [*, U].
+        near: misses that take the edge link, see `nearby_misses`.
+    """
+    miss = ~hit if attached is None else ~hit & attached
+    far = miss if near is None else miss & ~near
+    delay = payload * far / scenario.backhaul_rate * far.sum(-1, keepdim=True)
+    if near is not None and scenario.edge_link_rate is not None:
+        delay = delay + payload * near / scenario.edge_link_rate * near.sum(-1, keepdim=True)
+    return delay
+
+
+def situation(cell: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Of a cell's observation what `serve` and `slot_bound` take, by the names of their arguments."""
+    return {key: value for key in SITUATION if (value := cell.get(key, None)) is not None}
 
 
 def serve(
@@ -26,6 +69,10 @@ def serve(
     bandwidth: Tensor,
     steps: Tensor,
     attached: Tensor | None = None,
+    uplink_interference: Tensor | None = None,
+    downlink_interference: Tensor | None = None,
+    handover: Tensor | None = None,
+    nearby: Tensor | None = None,
 ) -> TensorDict:
     """Serve one slot's requests of one cell.
 
@@ -38,23 +85,30 @@ def serve(
         bandwidth: share b_u of the cell's bandwidth [*, U], 0 to 1.
         steps: denoising steps xi_u L granted to hits [*, U]; ignored for misses.
         attached: users of this cell, bool [*, U]; all when left out. Every output of another user is 0.
+        uplink_interference, downlink_interference: what other cells add to the noise at the station, W [*], and at
+            the users, W [*, U]; nothing when left out.
+        handover: users that this cell took over in this slot, bool [*, U]: their delay grows by `handover_delay`.
+        nearby: models that another cell holds, bool [*, M]. With `edge_link_rate` a miss of such a model is fetched
+            from there: its backhaul delay is payload x n_near / R_edge, n_near being the cell's misses so served.
 
     Returns:
         A TensorDict of batch size [*] with, per user [*, U]: `hit`, `access_delay`, `generation_delay`,
         `backhaul_delay`, `delay` (s), `tv` (the service's own metric), `quality` (q), `latency` (l), `violated`
         (delay > deadline) and `utility` = alpha q + (1 - alpha) l - chi [violated]. A share of 0 gives an
-        infinite access delay, whose latency score is -1.
+        infinite access delay, whose latency score is -1. With `handover` and `nearby` also these, per user.
     """
     hit = hits(cache, request)
-    miss = ~hit if attached is None else ~hit & attached
     curve = service.profile(scenario, request)
     steps = torch.where(hit, steps, curve.full_steps)  # the cloud runs A3 steps for a miss
     quality = service.quality_score(curve, steps)
-    access = access_time(scenario, gain, input_bits, output_bits) / bandwidth
+    link = access_time(scenario, gain, input_bits, output_bits, uplink_interference, downlink_interference)
+    access = link / bandwidth
     generation = service.generation_delay(curve, steps)
-    payload_time = (input_bits + output_bits) * miss / scenario.backhaul_rate
-    backhaul = payload_time * miss.sum(-1, keepdim=True)
+    near = nearby_misses(scenario, hit, request, attached, nearby)
+    backhaul = backhaul_delay(scenario, hit, input_bits + output_bits, attached, near)
     delay = access + generation + backhaul
+    if handover is not None:
+        delay = delay + scenario.handover_delay * handover
     violated = delay > scenario.deadline
     latency = torch.rsub(delay / scenario.deadline, 1).clamp_min_(-1.0)
     utility = (scenario.alpha * quality).add(latency, alpha=1 - scenario.alpha)
@@ -71,6 +125,7 @@ def serve(
         "violated": violated,
         "utility": utility,
     }
+    out |= {key: value for key, value in (("handover", handover), ("nearby", near)) if value is not None}
     if attached is not None:
         out = {key: torch.where(attached, value, torch.zeros_like(value)) for key, value in out.items()}
     return TensorDict(out, batch_size=request.shape[:-1], device=request.device)

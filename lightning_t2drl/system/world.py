@@ -8,43 +8,59 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_t2drl.system.cells import attach, interference, members
 from lightning_t2drl.system.channel import path_gain, rician_power
 from lightning_t2drl.system.demand import inverse_cdf
 from lightning_t2drl.system.mobility import move, uniform_position
 from lightning_t2drl.system.scenario import Scenario
 
-# `slot` int64 [N] (of the episode), `popularity` int64 [N, B], `position`, `velocity`, `mean_velocity` [N, U, 2], and
-# the slot's demand and channel, see `new_slot`.
+# `slot` int64 [N] (of the episode), `popularity` int64 [N, B], `position`, `velocity`, `mean_velocity` [N, U, 2], what
+# `new_slot` returns and, where they are not trivial, `present` bool [N, U], `serving` int64 [N, U] (the station, -1 for
+# who is absent) and `shadowing` [N, B, U] (in standard deviations).
 State = dict[str, Tensor]
 
 
 class Noise(NamedTuple):
     """What is random about one slot."""
 
-    popularity: Tensor  # uniform [N, B]
+    popularity: Tensor  # uniform [N, chains]
     demand: Tensor  # uniform [N, 3, U]: request, input, output
     mobility: Tensor  # normal [N, U, 2]
-    fading: Tensor  # normal [N, U, 2]
+    fading: Tensor  # normal [N, B, U, 2]
+    shadowing: Tensor  # normal [N, B, U], or [N, 0, U] without shadowing
+    turnover: Tensor  # uniform [N, 1, U]: who comes and goes; [N, 0, U] where nobody does
 
 
 def draw_noise(scenario: Scenario, envs: int, generator: torch.Generator) -> Tensor:
-    """Everything random about one slot: uniform numbers [N, B + 7 U] in one draw, one row per world.
+    """Everything random about one slot: uniform numbers [N, columns] in one draw, one row per world.
 
     From the same generator state, the first worlds get the same numbers however many there are (on the CPU).
     """
     return torch.rand(envs, _columns(scenario), generator=generator, device=generator.device)
 
 
+def _pairs(scenario: Scenario) -> int:
+    """Pairs of normal numbers per user and slot: a step, the fading of each link, and shadowing."""
+    return 1 + scenario.cells * (2 if scenario.shadowing_db else 1)
+
+
+def _turnover(scenario: Scenario) -> bool:
+    return not scenario.everyone_present and bool(scenario.arrival_rate or scenario.departure_rate)
+
+
 def _columns(scenario: Scenario) -> int:
-    return scenario.cells + 7 * scenario.users
+    return scenario.chains + (3 + 2 * _pairs(scenario) + _turnover(scenario)) * scenario.users
 
 
 def split_noise(scenario: Scenario, uniform: Tensor) -> Noise:
     """What `draw_noise` drew, by purpose."""
-    popularity, rest = uniform.tensor_split((scenario.cells,), -1)
-    rest = rest.unflatten(-1, (7, scenario.users))
-    mobility, fading = normal_pairs(rest[:, 3:5], rest[:, 5:]).unbind(1)
-    return Noise(popularity, rest[:, :3], mobility, fading)
+    popularity, rest = uniform.tensor_split((scenario.chains,), -1)
+    pairs, cells = _pairs(scenario), scenario.cells
+    demand, first, second, turnover = rest.unflatten(-1, (-1, scenario.users)).tensor_split(
+        (3, 3 + pairs, 3 + 2 * pairs), 1
+    )
+    normal = normal_pairs(first, second)
+    return Noise(popularity, demand, normal[:, 0], normal[:, 1 : 1 + cells], normal[:, 1 + cells :, :, 0], turnover)
 
 
 def normal_pairs(uniform: Tensor, other: Tensor) -> Tensor:
@@ -57,13 +73,15 @@ def initial_state(scenario: Scenario, envs: int, generator: torch.Generator) -> 
     """Worlds at the first slot of an episode.
 
     The popularity state starts in the chain's uniform distribution; users stand uniformly in the disc and walk
-    with velocities from the stationary distribution of their mobility.
+    with velocities from the stationary distribution of their mobility. With `active_users` the first users are there,
+    as many as a uniform whole number from that range says.
     """
-    sizes = (scenario.cells, 5 * scenario.users, _columns(scenario))
+    counted = scenario.active_users is not None
+    sizes = (scenario.chains, 5 * scenario.users, _columns(scenario), int(counted))
     uniform = torch.rand(envs, sum(sizes), generator=generator, device=generator.device)
-    start, rest, slot_noise = uniform.split(sizes, -1)
+    start, rest, slot_noise, count = uniform.split(sizes, -1)
     rest = rest.unflatten(-1, (5, scenario.users))
-    popularity = (start * scenario.popularity_states).long()
+    popularity = (start * scenario.popularity_states).long().expand(-1, scenario.cells)
     heading = 2 * math.pi * rest[:, 2]
     mean_velocity = scenario.mean_speed * torch.stack((heading.cos(), heading.sin()), -1)
     position = uniform_position(scenario, rest[:, :2].transpose(1, 2))
@@ -74,11 +92,18 @@ def initial_state(scenario: Scenario, envs: int, generator: torch.Generator) -> 
         "velocity": mean_velocity + scenario.speed_deviation * normal_pairs(rest[:, 3], rest[:, 4]),
         "mean_velocity": mean_velocity,
     }
-    return state | new_slot(scenario, popularity, position, split_noise(scenario, slot_noise))
+    noise = split_noise(scenario, slot_noise)
+    if not scenario.everyone_present:
+        low, high = scenario.active_users or (scenario.users, scenario.users)
+        there = (low + (count * (high - low + 1)).long()).clamp_max(high) if counted else low
+        state["present"] = (torch.arange(scenario.users, device=position.device) < there).expand(envs, -1)
+    if scenario.shadowing_db:
+        state["shadowing"] = noise.shadowing
+    return state | new_slot(scenario, state, noise)
 
 
 def advance(scenario: Scenario, state: State, uniform: Tensor) -> State:
-    """The worlds one slot later: users move, popularity may change, new requests come, fading is drawn anew.
+    """The worlds one slot later: users move, come, go and change cells, popularity may change, new requests come.
 
     Args:
         scenario: the world's constants.
@@ -87,9 +112,10 @@ def advance(scenario: Scenario, state: State, uniform: Tensor) -> State:
     """
     noise = split_noise(scenario, uniform)
     slot = state["slot"] + 1
-    jump = inverse_cdf(scenario.transition_cdf[state["popularity"]], noise.popularity.unsqueeze(-1)).squeeze(-1)
+    chains = state["popularity"][:, : scenario.chains]
+    jump = inverse_cdf(scenario.transition_cdf[chains], noise.popularity.unsqueeze(-1)).squeeze(-1)
     changes = (slot % scenario.popularity_change_every == 0).unsqueeze(-1)
-    popularity = torch.where(changes, jump, state["popularity"])
+    popularity = torch.where(changes, jump, chains).expand(-1, scenario.cells)
     position, velocity, mean_velocity = move(
         scenario, state["position"], state["velocity"], state["mean_velocity"], noise.mobility
     )
@@ -100,22 +126,62 @@ def advance(scenario: Scenario, state: State, uniform: Tensor) -> State:
         "velocity": velocity,
         "mean_velocity": mean_velocity,
     }
-    return following | new_slot(scenario, popularity, position, noise)
+    if "present" in state:
+        following["present"] = state["present"]
+    if _turnover(scenario):
+        starts = (slot % scenario.slots_per_frame == 0).unsqueeze(-1)
+        chance = noise.turnover.squeeze(1)
+        there = torch.where(state["present"], chance >= scenario.departure_rate, chance < scenario.arrival_rate)
+        following["present"] = torch.where(starts, there, state["present"])
+    if scenario.shadowing_db:
+        a = scenario.shadowing_memory
+        following["shadowing"] = a * state["shadowing"] + (1 - a * a) ** 0.5 * noise.shadowing
+    if "serving" in state:
+        following["serving"] = state["serving"]
+    return following | new_slot(scenario, following, noise)
 
 
-def new_slot(scenario: Scenario, popularity: Tensor, position: Tensor, noise: Noise) -> State:
-    """One slot's demand and channel as each cell sees them, [N, B, U] by name.
+def new_slot(scenario: Scenario, state: State, noise: Noise) -> State:
+    """One slot's demand and links as each cell sees them.
 
-    Every user is attached to the one cell (B = 1); the cell dimension is there for all that follows.
+    Args:
+        scenario: the world's constants.
+        state: of this slot `popularity`, `position` and, where it has them, `present` and `shadowing`; `serving` of
+            the slot before, none where an episode starts.
+        noise: of this slot.
+
+    Returns:
+        [N, B, U] each: `request`, `input_bits`, `output_bits`, `gain` (of every link) and `attached` (whom the cell
+        serves). With several cells also `serving` [N, U], `handover` (users taken over in this slot),
+        `downlink_interference`, W, and `uplink_interference`, W [N, B].
     """
+    position, present = state["position"], state.get("present")
     shape = (len(position), scenario.cells, scenario.users)
+    distance = torch.linalg.vector_norm(position.unsqueeze(1) - scenario.sites.unsqueeze(1), dim=-1)
+    long_term = path_gain(scenario, distance)
+    if scenario.shadowing_db:
+        long_term = long_term * 10 ** (scenario.shadowing_db / 10 * state["shadowing"])
+    gain = long_term * rician_power(scenario.rician_factor, noise.fading)
+    out = {"gain": gain}
+    if scenario.cells == 1:
+        everyone = torch.ones(shape, dtype=torch.bool, device=position.device)
+        out["attached"] = everyone if present is None else present.unsqueeze(1)
+    else:
+        serving, taken_over = attach(long_term, state.get("serving"), scenario.hysteresis_db)
+        if present is not None:
+            serving, taken_over = torch.where(present, serving, -1), taken_over & present
+        attached = members(serving, scenario.cells)
+        uplink, downlink = interference(scenario, gain, attached)
+        out |= {"serving": serving, "attached": attached, "handover": taken_over.unsqueeze(1) & attached}
+        out |= {"uplink_interference": uplink, "downlink_interference": downlink}
     ask, sizes = noise.demand[:, 0], noise.demand[:, 1:]
-    # One cell: a user's requests follow that cell's popularity.
-    request = inverse_cdf(scenario.request_cdf[popularity[:, 0]], ask)
+    demand = scenario.demand(state["popularity"])
+    if scenario.chains == 1:
+        request = inverse_cdf(scenario.request_cdf[demand[:, 0]], ask)
+    else:  # who is absent asks for nothing: what stands there is seen by no cell
+        own = demand.gather(1, out["serving"].clamp_min(0))
+        request = inverse_cdf(scenario.request_cdf[own], ask.unsqueeze(-1)).squeeze(-1)
     least, spread = scenario.payload_ranges
     input_bits, output_bits = torch.addcmul(least, sizes, spread).unbind(1)
-    distance = torch.linalg.vector_norm(position, dim=-1)
-    gain = path_gain(scenario, distance) * rician_power(scenario.rician_factor, noise.fading)
-    per_cell = {"request": request, "input_bits": input_bits, "output_bits": output_bits, "gain": gain}
-    out = {key: value.unsqueeze(1).expand(shape) for key, value in per_cell.items()}
-    return out | {"attached": torch.ones(shape, dtype=torch.bool, device=position.device)}
+    per_user = {"request": request, "input_bits": input_bits, "output_bits": output_bits}
+    return {key: value.unsqueeze(1).expand(shape) for key, value in per_user.items()} | out

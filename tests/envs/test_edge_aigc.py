@@ -7,7 +7,9 @@ from torchrl.collectors import Collector
 from torchrl.envs.utils import check_env_specs
 
 from lightning_t2drl.envs import EdgeAIGCEnv
+from lightning_t2drl.envs.edge_aigc import load_per_user
 from lightning_t2drl.errors import NonFiniteError
+from lightning_t2drl.loop.metrics import slot_metrics
 from lightning_t2drl.system import amend_allocation, load_scenario
 from lightning_t2drl.system.caching import fits
 
@@ -20,6 +22,54 @@ def make(n=4, seed=0, **overrides):
 @pytest.mark.parametrize("observation", ["state", "frequencies"])
 def test_specs(n, observation):
     check_env_specs(make(n, popularity_observation=observation))
+
+
+SEVERAL = {"cells": 4, "users": 12, "active_users": [4, 12], "edge_link_mbps": 200.0, "popularity_scope": "per_cell",
+           "ranking": "shuffled", "shadowing_db": 4.0, "arrival_rate": 0.2, "departure_rate": 0.2}  # fmt: skip
+
+
+@pytest.mark.parametrize("observation", ["state", "probabilities", "frequencies"])
+@pytest.mark.parametrize("changes", [{"active_users": [2, 9]}, {"cells": 3}, SEVERAL], ids=["loads", "three", "all"])
+def test_specs_of_several_cells(observation, changes):
+    check_env_specs(make(3, popularity_observation=observation, **changes))
+
+
+def test_cells_are_rewarded_by_their_users_share():
+    env = make(5, **SEVERAL)
+    with torch.random.fork_rng():
+        roll = env.rollout(20, break_when_any_done=False)
+    served, attached = roll["next", "cells", "served"], roll["cells", "attached"]
+    present = attached.sum((-1, -2))
+    mean = served["utility"].sum((-1, -2)) / present
+    torch.testing.assert_close(roll["next", "cells", "reward", "slot"].mean((-1, -2)), mean)
+    frame = roll["next", "cells", "reward", "frame"][:, 9::10]
+    torch.testing.assert_close(frame, roll["next", "cells", "reward", "slot"].unflatten(1, (2, 10)).mean(2))
+    load = roll["cells", "load"]
+    users = attached.sum(-1).float()
+    torch.testing.assert_close(
+        load[:, 10] / load_per_user(env.scenario), users[:, :10].mean(1).unsqueeze(-1).expand(-1, -1, 3)
+    )
+    assert torch.equal(load[:, 10], load[:, 19])
+    held = roll["cells", "cache"]
+    for cell in range(4):
+        others = torch.cat((held[..., :cell, :], held[..., cell + 1 :, :]), -2).any(-2)
+        assert torch.equal(roll["cells", "nearby"][..., cell, :], others)
+    assert served["nearby"].any() and served["handover"].any()
+    metrics = slot_metrics(env.scenario, served[:, 0], attached[:, 0])
+    torch.testing.assert_close(metrics["utility"], mean[:, 0])
+    taken = roll["cells", "handover"][:, 0].sum((-1, -2))
+    torch.testing.assert_close(metrics["handover_ratio"], taken / present[:, 0])
+
+
+def test_rewards_of_the_published_scenario_are_pinned():
+    """Measured before there were several cells."""
+    env = make(2, seed=5)
+    env.latch(torch.arange(10).expand(2, 1, 10) < 4)
+    raw = torch.linspace(-1, 1, 40).view(2, 1, 10, 2)
+    rewards = torch.stack([env.play(raw)["reward", "slot"].flatten() for _ in range(3)])
+    pinned = [[0.4166489243507385, 0.5681306719779968], [0.30383729934692383, 0.5757879614830017],
+              [0.3712679445743561, 0.5638242959976196]]  # fmt: skip
+    torch.testing.assert_close(rewards, torch.tensor(pinned), rtol=1e-5, atol=0)
 
 
 def test_works_with_a_torchrl_collector():
@@ -73,15 +123,16 @@ def test_frequencies_are_last_frames_requests():
     torch.testing.assert_close(roll["cells", "popularity"][:, 0, 0], torch.full((2, 10), 0.1))
 
 
-def test_same_seed_same_worlds_whoever_acts_and_state_replays_exactly():
-    a, b = make(3, seed=7), make(3, seed=7)
-    other = make(3, seed=8)
+@pytest.mark.parametrize("changes", [{}, SEVERAL], ids=["one", "several"])
+def test_same_seed_same_worlds_whoever_acts_and_state_replays_exactly(changes):
+    a, b = make(3, seed=7, **changes), make(3, seed=7, **changes)
+    other = make(3, seed=8, **changes)
     torch.manual_seed(0)
     one, two = a.rollout(12), b.rollout(12)
     assert torch.equal(one["cells", "gain"], two["cells", "gain"])  # though their random actions differ
     assert not torch.equal(one["cells", "gain"], other.rollout(12)["cells", "gain"])
     acted = one["cells", "action"]
-    c, d = make(3, seed=7), make(3, seed=7)
+    c, d = make(3, seed=7, **changes), make(3, seed=7, **changes)
     assert (c.latch(acted["cache"][:, 0]) == d.latch(acted["cache"][:, 0])).all()
     for slot in range(3):
         assert (c.play(acted["allocation"][:, slot]) == d.play(acted["allocation"][:, slot])).all()

@@ -11,8 +11,9 @@ from scipy.optimize import Bounds, LinearConstraint, milp, minimize
 
 from lightning_t2drl.system import all_caches, load_scenario, serve
 from lightning_t2drl.system.bounds import oracle_caches, slot_bound
+from lightning_t2drl.system.cells import held_elsewhere
 from lightning_t2drl.system.channel import access_time
-from lightning_t2drl.system.world import initial_state
+from lightning_t2drl.system.world import advance, draw_noise, initial_state
 
 KEYS = ("request", "input_bits", "output_bits", "gain")
 
@@ -71,6 +72,50 @@ def test_the_allocation_is_feasible_and_achieves_what_it_says(users, name, fade,
     equal = serve(scenario, *(slot[key] for key in KEYS), cache, torch.full_like(slot["gain"], 1 / users),
                   torch.full_like(slot["gain"], scenario.step_budget / users))  # fmt: skip
     assert (equal["utility"].mean(-1) <= found["bound"] + 2e-6).all()
+
+
+SEVERAL = ("attached", "uplink_interference", "downlink_interference", "handover", "nearby")
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from([0.2, 0.5, 0.9]), st.sampled_from([100.0, 200.0, 340.0]), st.sampled_from([2, 3]),
+       st.sampled_from([None, 2e8]), st.integers(0, 10_000))  # fmt: skip
+def test_brute_force_never_beats_the_bound_of_several_cells(alpha, budget, cells, rate, seed):
+    scenario = load_scenario("paper", cells=cells, users=4, alpha=alpha, step_budget=budget, edge_link_rate=rate,
+                             bandwidth=200e6, handover_delay=5.0, active_users=[2, 4])  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    slot = initial_state(scenario, 2, generator)
+    slot = advance(scenario, slot, draw_noise(scenario, 2, generator))
+    cache = torch.rand(2, cells, scenario.models, generator=generator) < 0.4
+    slot["nearby"] = held_elsewhere(cache)
+    more = {key: slot[key] for key in SEVERAL}
+    found = solve(scenario, slot, cache, **more)
+    assert not found["bandwidth"][~slot["attached"]].any() and not found["steps"][~slot["attached"]].any()
+    b = torch.tensor([b for b in itertools.product(np.linspace(0, 1, 9), repeat=4) if sum(b) <= 1], dtype=torch.float32)
+    x = torch.tensor([x for x in itertools.product([0.0, 70.0, 100.0, 140.0, 170.0], repeat=4) if sum(x) <= budget])
+    shape = (len(b), len(x))
+    b, x = b[:, None].expand(*shape, 4), x[None].expand(*shape, 4)
+    for n, c in itertools.product(range(2), range(cells)):
+        one = {key: slot[key][n, c].expand(*shape, *slot[key][n, c].shape) for key in (*KEYS, *SEVERAL)}
+        served = serve(scenario, **one, cache=cache[n, c].expand(*shape, -1), bandwidth=b, steps=x)
+        best = served["utility"].sum(-1).amax() / slot["attached"][n, c].sum().clamp_min(1)
+        assert best <= found["bound"][n, c] + 2e-6
+        assert found["achieved"][n, c] <= found["bound"][n, c] + 2e-6
+
+
+def test_it_is_tight_in_several_cells():
+    scenario = load_scenario("paper", cells=7, users=60, active_users=[30, 60], edge_link_rate=2e8, bandwidth=80e6)
+    generator = torch.Generator().manual_seed(0)
+    slot = initial_state(scenario, 30, generator)
+    cache = torch.tensor([m in (0, 1, 2, 4, 6) for m in range(10)]).expand(30, 7, -1)
+    slot["nearby"] = held_elsewhere(cache)
+    found = solve(scenario, slot, cache, **{key: slot[key] for key in SEVERAL})
+    served = serve(scenario, *(slot[key] for key in KEYS), cache, found["bandwidth"], found["steps"],
+                   **{key: slot[key] for key in SEVERAL})  # fmt: skip
+    mean = served["utility"].sum(-1) / slot["attached"].sum(-1).clamp_min(1)
+    torch.testing.assert_close(mean, found["achieved"], rtol=1e-5, atol=1e-6)
+    gap = (found["bound"] - found["achieved"]) / found["bound"].abs().clamp_min(0.1)
+    assert gap.min() >= -1e-6 and gap.median() < 1e-3
 
 
 def test_it_is_tight_with_a_sensible_cache():
@@ -164,10 +209,10 @@ def test_oracle_cache_is_the_best_of_all_in_a_tiny_world():
     found = oracle_caches(scenario, 128, seed=0)
     assert found.cache.shape == (3, 4)
     subsets, feasible = all_caches(scenario)
-    from lightning_t2drl.system.bounds.caches import _sample_slots, _solve
+    from lightning_t2drl.system.bounds.caches import _solve, sample_slots
 
     for state in range(3):
-        slots = _sample_slots(scenario, state, 128, 0)
+        slots = {key: value[:, 0] for key, value in sample_slots(scenario, state, 128, 0).items()}
         values = _solve(scenario, slots, subsets[feasible], 128, rounds=2)["bound"].mean(-1)
         assert values.max().item() - found.bound[state].item() < 2e-3
     large = load_scenario("paper", model_storage_gb=[1.0 + 0.2 * m for m in range(14)])

@@ -21,6 +21,19 @@ def test_paper_in_si_units():
     assert torch.equal(s.request_probability.argmax(-1), torch.zeros(3, dtype=torch.int64))
 
 
+def test_several_cells_in_si_units():
+    s = load_scenario(
+        "paper", cells=3, users=30, site_distance=500.0, edge_link_rate=2e8, reuse=3, active_users=[5, 30]
+    )
+    assert (s.cells, s.edge_link_rate, s.cell_bandwidth, s.active_users) == (3, 2e8, 20e6 / 3, (5, 30))
+    torch.testing.assert_close(s.sites[2], torch.tensor([250.0, 433.0127]))
+    assert s.area_radius == pytest.approx(250 + 500 / 3**0.5)
+    assert load_scenario("paper", cells=2, sites_m=[[0, 0], [3, 4]]).sites.tolist() == [[0, 0], [3, 4]]
+    assert load_scenario("paper", edge_link_mbps=200).edge_link_rate == 2e8
+    assert load_scenario("paper", edge_link_rate=None).edge_link_rate is None
+    assert s.to("cpu") == s and load_scenario("paper").area_radius == 250.0
+
+
 def test_drift_shuffles_the_ranking():
     s = load_scenario("drift")
     assert (s.models, s.popularity_states, s.storage_capacity) == (12, 4, 15 * 8e9)
@@ -62,7 +75,26 @@ BAD = {
     "users": {"users": 0},
     "users ": {"users": 2.5},
     "users  ": {"users": "many"},
-    "cells": {"cells": 2},
+    "cells": {"cells": 0},
+    "cells ": {"cells": 1001},
+    "reuse": {"reuse": 0},
+    "site_distance": {"site_distance": 0.0},
+    "sites_m": {"cells": 2, "sites_m": [[0, 0]]},
+    "sites_m ": {"sites_m": [[0, 0, 0]]},
+    "sites_m  ": {"sites_m": [[0, float("nan")]]},
+    "hysteresis_db": {"hysteresis_db": -1.0},
+    "handover_delay": {"handover_delay": float("inf")},
+    "edge_link_mbps": {"edge_link_mbps": 0.0},
+    "edge_link_rate": {"edge_link_rate": -1.0},
+    "shadowing_db": {"shadowing_db": -1.0},
+    "shadowing_memory": {"shadowing_memory": 1.5},
+    "active_users": {"active_users": [5, 11]},
+    "active_users ": {"active_users": [6, 5]},
+    "active_users  ": {"active_users": [5]},
+    "active_users   ": {"active_users": [0, 5]},
+    "arrival_rate": {"arrival_rate": 2.0},
+    "departure_rate": {"departure_rate": -0.1},
+    "popularity_scope": {"popularity_scope": "mine"},
     "alpha": {"alpha": 1.1},
     "alpha ": {"alpha": float("nan")},
     "alpha  ": {"alpha": None},

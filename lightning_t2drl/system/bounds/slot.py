@@ -61,16 +61,24 @@ def slot_bound(
     gain: Tensor,
     cache: Tensor,
     attached: Tensor | None = None,
+    uplink_interference: Tensor | None = None,
+    downlink_interference: Tensor | None = None,
+    handover: Tensor | None = None,
+    nearby: Tensor | None = None,
     rounds: int = 2,
     counts: int = 4,
 ) -> TensorDict:
     """Upper bound on a slot's utility for a given cache, and a feasible allocation near it.
+
+    Interference, handovers and what other cells hold are given, as for `serve`: no allocation changes them, so they
+    only move each user's link time and fixed delay, and the proof stands. It is the bound of one cell's slot.
 
     Args:
         scenario: the world's constants, on the same device as the tensors.
         request, input_bits, output_bits, gain: [*, U] as for `serve`.
         cache: bool [*, M].
         attached: bool [*, U]; all when left out.
+        uplink_interference, downlink_interference, handover, nearby: as for `serve`, [*], [*, U], [*, U] and [*, M].
         rounds: of local improvement of the allocation; 0 keeps what the dual suggests.
         counts: how many values of k get multipliers of their own; 0 leaves the plain dual, with one split.
 
@@ -78,24 +86,48 @@ def slot_bound(
         TensorDict of batch size [*]: `bound` [*] on the mean utility over attached users over all feasible allocations
         (see the module's docstring for the proof), `achieved` [*] by `bandwidth` (shares) and `steps` [*, U].
     """
-    batch = request.shape[:-1]
+    batch, count = request.shape[:-1], request.shape[-1]
+    everybody = attached is None
     attached = torch.ones_like(request, dtype=torch.bool) if attached is None else attached
 
     def flat(value: Tensor) -> Tensor:
         return value.expand(*batch, value.shape[-1]).reshape(-1, value.shape[-1])
 
-    inputs = [flat(v) for v in (request, input_bits, output_bits, gain, cache, attached)]
-    users = users_of(scenario, *inputs)
+    per_user = {"request": request, "input_bits": input_bits, "output_bits": output_bits, "gain": gain}
+    several = {"downlink_interference": downlink_interference, "handover": handover}
+    per_user |= {"attached": attached} | {key: value for key, value in several.items() if value is not None}
+    given = {key: flat(value) for key, value in per_user.items()}
+    order = None if everybody else _users_first(given["attached"])
+    if order is not None:
+        given = {key: value.gather(-1, order) for key, value in given.items()}
+    given["cache"] = flat(cache)
+    if nearby is not None:
+        given["nearby"] = flat(nearby)
+    if uplink_interference is not None:
+        given["uplink_interference"] = uplink_interference.expand(batch).reshape(-1)
+    users = users_of(scenario, **given)
     bound, plan = _solve_slots(users, rounds, counts)
     b, x = plan.bandwidth.float(), plan.steps.float()
-    request, input_bits, output_bits, gain, cache, attached = inputs
-    served = serve(scenario, request, input_bits, output_bits, gain, cache, b, x, attached)
-    achieved = cell_mean(served["utility"], attached)
-    bound = (bound / attached.sum(-1).clamp_min(1) + 1e-7).float()
+    served = serve(scenario, **given, bandwidth=b, steps=x)
+    achieved = cell_mean(served["utility"], given["attached"])
+    bound = (bound / given["attached"].sum(-1).clamp_min(1) + 1e-7).float()
     bound = torch.nextafter(bound, torch.full_like(bound, torch.inf))  # rounded up
+    if order is not None:
+        b, x = (value.new_zeros(len(value), count).scatter(-1, order, value) for value in (b, x))
     out = {"bound": bound, "achieved": achieved, "bandwidth": b, "steps": x}
     out = {key: value.reshape(*batch, *value.shape[1:]) for key, value in out.items()}
     return TensorDict(out, batch_size=batch, device=request.device)
+
+
+def _users_first(attached: Tensor) -> Tensor | None:
+    """Where each slot's users stand, int64 [n, most users of a slot], filled up with others; None where all are used.
+
+    What a slot costs grows with the square of its places, and several cells share a table of all users.
+    """
+    most = int(attached.sum(-1).max().clamp_min(1)) if attached.numel() else attached.shape[-1]
+    if most == attached.shape[-1]:
+        return None
+    return attached.byte().argsort(dim=-1, descending=True, stable=True)[:, :most]
 
 
 def _solve_slots(users: Users, rounds: int, counts: int) -> tuple[Tensor, Plan]:

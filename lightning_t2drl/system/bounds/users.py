@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_t2drl.system import service
 from lightning_t2drl.system.channel import access_time
 from lightning_t2drl.system.scenario import Scenario
-from lightning_t2drl.system.serving import hits
+from lightning_t2drl.system.serving import backhaul_delay, hits, nearby_misses
 
 # `serve` works in float32. The bound counts delays a hair beyond the deadline as met and is rounded up; allocations
 # leave a hair of the deadline and of the bandwidth free.
@@ -126,17 +126,31 @@ class Users:
 
 
 def users_of(
-    scenario: Scenario, request: Tensor, d_in: Tensor, d_out: Tensor, gain: Tensor, cache: Tensor, attached: Tensor
+    scenario: Scenario,
+    request: Tensor,
+    input_bits: Tensor,
+    output_bits: Tensor,
+    gain: Tensor,
+    cache: Tensor,
+    attached: Tensor,
+    uplink_interference: Tensor | None = None,
+    downlink_interference: Tensor | None = None,
+    handover: Tensor | None = None,
+    nearby: Tensor | None = None,
 ) -> Users:
+    """The users of n slots, arguments as for `slot_bound`."""
     hit = hits(cache, request) & attached
-    miss = attached & ~hit
-    backhaul = (d_in.double() + d_out.double()) * miss * miss.sum(-1, keepdim=True) / scenario.backhaul_rate
+    near = nearby_misses(scenario, hit, request, attached, nearby)
+    waits = backhaul_delay(scenario, hit, input_bits.double() + output_bits.double(), attached, near)
+    if handover is not None:
+        waits = waits + scenario.handover_delay * handover
+    link = access_time(scenario, gain, input_bits, output_bits, uplink_interference, downlink_interference)
     curve = service.profile(scenario, request)
     full = curve.full_steps.double()
     beyond = service.generation_delay(curve, torch.where(hit, 0.0, full))
     return Users(
-        link=access_time(scenario, gain, d_in, d_out).double(),
-        fixed=beyond.double() + backhaul,
+        link=link.double(),
+        fixed=beyond.double() + waits,
         hit=hit,
         attached=attached,
         floor=curve.floor_steps.double(),
