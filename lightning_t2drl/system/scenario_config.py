@@ -226,7 +226,7 @@ def build_scenario(config: ScenarioConfig) -> Scenario:
     if not (0 <= slot_duration <= 1e9):
         raise UserError(f"env.slot_duration: {slot_duration} s is not a finite time of 0 or more")
     service = check.service(len(models))
-    sites = check.sites("sites_m")
+    sites = check.sites()
     own_rankings = config.popularity_scope == "per_cell" and config.ranking == "shuffled"
 
     return Scenario(
@@ -264,7 +264,7 @@ def build_scenario(config: ScenarioConfig) -> Scenario:
         mean_speed=config.mean_speed,
         speed_deviation=config.speed_deviation,
         slot_duration=slot_duration,
-        active_users=check.active_users("active_users"),
+        active_users=check.active_users(),
         arrival_rate=config.arrival_rate,
         departure_rate=config.departure_rate,
         shadowing_db=config.shadowing_db,
@@ -331,22 +331,24 @@ class _Check:
         if len(values) != 2 or values[0] > values[1]:
             raise UserError(f"env.{key}: {values} is not a range [low, high]")
 
-    def sites(self, key: str) -> list[list[float]] | None:
-        if (given := getattr(self.config, key)) is None:
+    def sites(self) -> list[list[float]] | None:
+        if (given := self.config.sites_m) is None:
             return None
         rows = [list(row) for row in given]
         if len(rows) != self.config.cells or any(len(row) != 2 for row in rows):
-            raise UserError(f"env.{key}: needs a pair [x, y] for each of the {self.config.cells} stations (env.cells)")
+            raise UserError(
+                f"env.sites_m: needs a pair [x, y] for each of the {self.config.cells} stations (env.cells)"
+            )
         for value in (value for row in rows for value in row):
-            self.number(key, value, -1e9, 1e9)
+            self.number("sites_m", value, -1e9, 1e9)
         return rows
 
-    def active_users(self, key: str) -> tuple[int, int] | None:
-        if (given := getattr(self.config, key)) is None:
+    def active_users(self) -> tuple[int, int] | None:
+        if (given := self.config.active_users) is None:
             return None
         users = self.config.users
         if len(given) != 2 or not 1 <= given[0] <= given[1] <= users:
-            raise UserError(f"env.{key}: {list(given)} is not a range [low, high] from 1 to env.users {users}")
+            raise UserError(f"env.active_users: {list(given)} is not a range [low, high] from 1 to env.users {users}")
         return given[0], given[1]
 
     def transition_matrix(self, key: str, states: int) -> list[list[float]]:
