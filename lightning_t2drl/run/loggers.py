@@ -202,7 +202,9 @@ class FrameWandbLogger(Logger):
                 dir=str(directory),
                 reinit="finish_previous",
             )
-        except wandb.errors.Error as error:
+        except Exception as error:
+            if not type(error).__module__.startswith("wandb"):
+                raise
             raise UserError(f"logger: W&B does not take the run ({str(error).splitlines()[0]}); {OFFLINE}") from None
         if self.run.resumed:  # by the server, which knows what it has
             self._sent = max(self._sent, int(self.run.summary.get("frame", BEGINNING)))

@@ -28,6 +28,7 @@ from lightning_t2drl.loop.checkpoints import (
     resolve,
     set_aside,
 )
+from lightning_t2drl.loop.distributed import is_rank_zero
 from lightning_t2drl.run.identity import Identity, Parent, new_identity, read_identity, write_identity
 from lightning_t2drl.run.loggers import CSV_FILES, check_files
 from lightning_t2drl.run.schemas import TrainConfig
@@ -83,7 +84,7 @@ def choose(config: TrainConfig, plain: dict[str, Any], directory: Path, say: Say
         UserError: the directory holds something else, there is no checkpoint to be had, or it does not fit `config`.
     """
     if config.resume is None:
-        if _held(directory):
+        if _held(directory) and is_rank_zero():  # to the other ranks, rank 0 has begun already
             raise UserError(f"output_dir: {directory} is not empty; resume=auto goes on with it, or choose another")
         start = Start(new_identity())
     elif config.resume == "auto":

@@ -26,13 +26,14 @@ from lightning_t2drl.loop.two_timescale import LoopConfig, TwoTimescaleModule
 from lightning_t2drl.run.schemas import EnvConfig, build_policies
 from lightning_t2drl.run.train import Frames
 from lightning_t2drl.system.scenario_config import CONFIG_ROOT
+from tests.limits import seconds
 
 SET = {
     "_target_": "lightning_t2drl.allocators.d3pg.D3PGAllocator",
     "actor": {"_target_": "lightning_t2drl.networks.sets.SetTrunk", "hidden": 8},
     "critic": {"_target_": "lightning_t2drl.networks.sets.SetCritic", "hidden": 8},
-    "head": "competitive",
-    "prediction": "sample",
+    "head": {"_target_": "lightning_t2drl.networks.heads.CompetitiveHead"},
+    "diffusion": {"_target_": "lightning_t2drl.networks.actors.diffusion.SampleDiffusion"},
 }
 DDQN = {"_target_": "lightning_t2drl.cachers.ddqn.DDQNCacher", "target_every": 2}
 LOOP = LoopConfig(slot_warmup=12, frame_warmup=4, slot_batch_size=8, frame_batch_size=8, slot_capacity=60,
@@ -112,10 +113,10 @@ def test_two_ranks_equal_the_single_process_mean_of_their_gradients(tmp_path):
             optimizer = optimizers[f"{owner}.{name}"]
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             shared[rank] = list(torch.autograd.grad(loss, parameters, allow_unused=True))
-            barrier.wait(60)
+            barrier.wait(seconds(60))
             for p, *gradients in zip(parameters, shared[0], shared[1], strict=True):
                 p.grad = None if gradients[0] is None else (gradients[0] + gradients[1]) / 2
-            barrier.wait(60)
+            barrier.wait(seconds(60))
             optimizer.step()
 
         module._minimise = minimise
@@ -126,7 +127,7 @@ def test_two_ranks_equal_the_single_process_mean_of_their_gradients(tmp_path):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join(seconds(120))
     reference = modules[0].state_dict()
     assert ddp[run_state.KEY]["frame"] == modules[0].frame == frames
     for key, value in ddp["state_dict"].items():
@@ -161,7 +162,7 @@ def two_nodes(arguments, place):
 
 def test_two_processes_killed_and_resumed_equal_the_launchers_own_untouched_run(tmp_path):
     """Whichever way two ranks are started, `trainer=ddp` is one run: here as two nodes, there by Lightning's launcher."""
-    arguments = [*RUN, "frames=40", "trainer=ddp", "trainer.accelerator=cpu"]
+    arguments = [*RUN, "frames=16", "trainer=ddp", "trainer.accelerator=cpu"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     command = [sys.executable, CONFIG_ROOT.parent / "train.py", *arguments, "trainer.devices=2", f"output_dir={whole}"]
     launched = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -170,21 +171,21 @@ def test_two_processes_killed_and_resumed_equal_the_launchers_own_untouched_run(
     ranks = two_nodes(arguments, tmp_path)
     while newest(killed) == 0 and ranks[0].is_alive():
         time.sleep(0.001)
-    time.sleep(random.uniform(0, 0.3))
+    time.sleep(random.uniform(0, 0.2))
     for rank in ranks:
         rank.kill()
     for rank in ranks:
         rank.join()
     frame = newest(killed)
-    assert 0 < frame < 40, (tmp_path / "node0.log").read_text()
+    assert 0 < frame < 16, (tmp_path / "node0.log").read_text()
     for node, rank in enumerate(two_nodes(arguments, tmp_path)):
         finish(rank, tmp_path / f"node{node}.log")
 
-    output, _ = launched.communicate(timeout=120)
+    output, _ = launched.communicate(timeout=seconds(120))
     assert launched.returncode == 0, output
     assert all(compare(whole, killed).values()), (frame, compare(whole, killed))
     assert output.count("results in") == 1 and (tmp_path / "node1.log").read_text() == ""
-    assert json.loads((whole / "summary.json").read_text())["slots"] == 40 * 3 * 4 * 2
+    assert json.loads((whole / "summary.json").read_text())["slots"] == 16 * 3 * 4 * 2
 
 
 def test_a_changed_world_size_says_so(tmp_path):

@@ -10,6 +10,7 @@ import torch
 from benchmarks.survival import RUN, checkpoint_cost, compare, finish, newest, start, survive
 from lightning_t2drl.callbacks import FrameProgress
 from lightning_t2drl.loop.checkpoints import AtomicCheckpointIO, in_order, load_checkpoint
+from tests.limits import seconds
 
 
 def run_until(directory, ready, *arguments):
@@ -59,12 +60,12 @@ def test_killed_after_its_last_frame_only_its_end_is_left(run_train, tmp_path):
     assert [path.read_bytes() for path in files] == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_asked_to_stop_it_ends_at_a_frame_boundary_with_a_checkpoint(number, tmp_path):
     directory = tmp_path / "run"
     process = run_until(directory, lambda: (directory / "metrics.csv").exists(), "checkpoint.every_n_frames=100000")
     os.kill(process.pid, number)
-    process.join(60)
+    process.join(seconds(60))
     said = (tmp_path / "log").read_text().replace("\n", " ")
     assert process.exitcode == 128 + number, said
     assert newest(directory) > 0 and f"frame {newest(directory)};" in said and "resume=auto" in said
@@ -87,7 +88,7 @@ def test_two_processes_on_one_directory(tmp_path):
     directory = tmp_path / "run"
     first = run_until(directory, lambda: newest(directory) > 0)
     second = start([*RUN, f"output_dir={directory}"], tmp_path / "second")
-    second.join(60)
+    second.join(seconds(60))
     first.kill()
     first.join()
     assert second.exitcode == 1

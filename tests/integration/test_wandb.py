@@ -2,16 +2,19 @@
 
 import json
 import struct
+import time
 
 import pytest
 import yaml
 from wandb.proto import wandb_internal_pb2
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
-from benchmarks.survival import RUN, start
+from benchmarks.survival import RUN, finish, start
 from lightning_t2drl.run.cli import compose_config
+from lightning_t2drl.run.loggers import FrameCSVLogger, FrameWandbLogger
 from lightning_t2drl.run.schemas import TrainConfig, build_policies, strict
 from lightning_t2drl.system.scenario_config import CONFIG_ROOT
+from tests.limits import seconds
 
 API_KEY = "5ec7e7" + "0123456789abcdef" * 2 + "ab"
 BLOCK = 32768  # W&B's transaction log is framed as LevelDB's: checksum, length and kind before every piece
@@ -73,20 +76,21 @@ def test_one_run_with_its_labels_however_often_it_is_resumed(sessions, output):
     assert len(sessions) == 2
     for logged in sessions:
         (run,) = of("run", logged)
-        assert run.run_id == json.loads((output / "wandb.json").read_text())["id"]
+        assert run.run_id == json.loads((output / "run.json").read_text())["run_id"]
         assert (run.run_group, run.job_type, list(run.tags)) == ("g", "sweep", ["a", "b"])
         assert (run.project, run.display_name) == ("lightning-t2drl", "quickstart-seed0")
         assert of("exit", logged)[-1].exit_code == 0
 
 
-def test_config_and_metrics_are_logged_against_frame_and_slots(sessions):
+def test_config_and_metrics_are_logged_against_frame_and_slots(sessions, output):
     for logged, frames in zip(sessions, ([0, 1, 2, 3, 4], [5, 6]), strict=True):
         defined = {(m.name or m.glob_name): m.step_metric for m in of("metric", logged)}
         assert defined == {"frame": "", "slots": "frame", "*": "frame"}
         config = {u.key: json.loads(u.value_json) for c in of("config", logged) for u in c.update}
+        assert config["run_id"] == json.loads((output / "run.json").read_text())["run_id"]
         assert config["env"]["users"] == 10 and config["loop"]["slot_batch_size"] == 8
         table = rows(logged)
-        assert sorted({row["frame"] for row in table}) == frames
+        assert [row["frame"] for row in table if "slots" in row] == frames
         for row in table:
             if "utility" in row or "evaluation/utility" in row:
                 assert row["slots"] == row["frame"] * 4 * 3
@@ -111,10 +115,63 @@ def test_the_api_key_is_in_no_file(sessions, output):
     assert not [path for path in files if API_KEY.encode() in path.read_bytes()]
 
 
+def logged_rows(output):
+    """All sessions' rows of metrics, by frame."""
+    found = [
+        row
+        for path in sorted(output.glob("wandb/offline-run-*/*.wandb"))
+        for row in rows(records(path))
+        if "slots" in row
+    ]
+    assert len(found) == len({row["frame"] for row in found}), "a frame is there twice"
+    return {row["frame"]: {k: v for k, v in row.items() if not k.startswith("_")} for row in found}
+
+
+def test_killed_and_resumed_it_holds_the_rows_of_the_csv_files(tmp_path):
+    """Of what was handed over at frame 4 some may be lost; frames 5 and 6 are played again."""
+    output = tmp_path / "run"
+    arguments = [*RUN, "logger=wandb", "logger.offline=true", "frames=12", "checkpoint.every_n_frames=4",
+                 "cacher=random", "allocator=equal", f"output_dir={output}", "resume=auto"]  # fmt: skip
+    own_service = {"WANDB_SERVICE": ""}  # not the one of this process, which would think the killed run alive
+    process = start(arguments, tmp_path / "log", **own_service)
+    while process.is_alive() and "\n6," not in read(output / "metrics.csv"):
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    finish(start(arguments, tmp_path / "log", **own_service), tmp_path / "log")
+    wanted = FrameCSVLogger(output, 12, "").rows()
+    assert sorted(wanted) == list(range(13))
+    assert logged_rows(output) == wanted
+
+
+def read(path):
+    return path.read_text() if path.exists() else ""
+
+
+def test_online_it_sends_what_the_server_has_not(tmp_path, monkeypatch):
+    sent = []
+
+    class Run:
+        resumed, id, name, dir, summary = True, "abc", "x", str(tmp_path / "wandb" / "run-1" / "files"), {"frame": 4}
+        config = type("C", (), {"update": lambda *a, **k: None})()
+        define_metric = finish = lambda *a, **k: None
+        log = lambda self, row: sent.append(row["frame"])  # noqa: E731
+
+    monkeypatch.setattr("wandb.init", lambda **_: Run())
+    rows = {frame: {"frame": frame, "utility": 0.5} for frame in (2, 4, 6)}
+    logger = FrameWandbLogger(TrainConfig(), {}, tmp_path, "abc", rows, print)
+    assert sent == [6]
+    logger.log_metrics({"utility": 0.6}, step=8)
+    logger.log_metrics({"evaluation/utility": 0.7}, step=8)
+    assert sent == [6]  # no checkpoint covers frame 8 yet
+    logger.after_save_checkpoint(None)
+    assert sent == [6, 8]
+
+
 def test_without_an_account_one_line_says_what_to_do(tmp_path):
     nobody = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_API_KEY": "", "WANDB_MODE": "online"}
     process = start([*RUN, "logger=wandb", f"output_dir={tmp_path / 'run'}"], tmp_path / "log", **nobody)
-    process.join(60)
+    process.join(seconds(60))
     assert process.exitcode == 1
     assert (tmp_path / "log").read_text().splitlines() == [
         "error: logger: W&B knows no account here; run `wandb login`, or logger.offline=true needs neither account nor "
