@@ -1,4 +1,4 @@
-"""What cachers and allocators share: a scenario, a config, an own generator, and no say over the training loop."""
+"""What cachers and allocators share: a scenario, a config and a generator. They know nothing of the training loop."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Graph(NamedTuple):
 
 
 class Exported(NamedTuple):
-    """What a policy is outside this project."""
+    """A policy as others run it, without this project."""
 
     graphs: dict[str, Graph]  # by name of the file
     facts: dict[str, Any]  # plain values that whoever runs the graphs needs
@@ -73,7 +73,7 @@ class Policy(L.LightningModule):
         return self
 
     def seed(self, seed: int, *labels: object) -> None:
-        """Start this policy's own randomness afresh."""
+        """Seed this policy's own random generator."""
         self.generator.manual_seed(derive_seed(seed, *labels))
 
     def adam(self, parameters: Iterable[nn.Parameter], rate: float) -> Adam:
@@ -89,7 +89,7 @@ class Policy(L.LightningModule):
 
     @property
     def learning_rate_factor(self) -> float:
-        """What the configured learning rates are multiplied by at this point of the run."""
+        """The factor on the configured learning rates at this point of the run."""
         if getattr(self.config, "learning_rate_schedule", "constant") == "constant":
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * min(self.progress, 1.0)))
@@ -110,7 +110,7 @@ class Policy(L.LightningModule):
         """The policy's decision for an operator.
 
         Raises:
-            UserError: it cannot be had outside this project; the line says why.
+            UserError: it cannot be exported; the line says why.
         """
         raise self.refuse("has no network, so there is nothing to export")
 

@@ -56,9 +56,9 @@ class ActorCriticConfig:
 class ActorCriticAllocator(Allocator):
     """Actor, critics and their targets; subclasses build the actor.
 
-    Critics see the shares that were executed, so that raw actions which mean the same allocation are the same to
-    them, and the policy gradient runs through the actor's head and the amender. Targets are only kept where the
-    discount makes them matter: allocations of one slot do not change the next, so a discount of 0 is exact.
+    Critics see the executed shares, so raw actions that mean the same allocation have the same value, and the policy
+    gradient passes through the actor's head and the amender. There are target networks only if the discount is not 0.
+    A discount of 0 is exact: the allocation of one slot does not change the next.
     """
 
     Config: ClassVar[type] = ActorCriticConfig
@@ -195,14 +195,14 @@ class ActorCriticAllocator(Allocator):
         return errors.square().mean() * len(self.critics)
 
     def actor_loss(self, state: State, noise: Tensor) -> Tensor:
-        """The negated value of what the actor does: its gradient is the deterministic policy gradient."""
+        """The negated value of the actor's shares: its gradient is the deterministic policy gradient."""
         output = self.actor(state, noise).float()
         loss = -self.value(self.critics, state, self.to_shares(state, output)).mean()
         penalty = self.actor.penalty(output)
         return loss if penalty is None else loss + penalty
 
     def followers(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Each target's parameters beside those they follow; nothing where there are no targets."""
+        """The parameters of each target and those they follow; nothing without targets."""
         if self.bootstraps:
             yield from zip(self.target_actor.parameters(), self.actor.parameters(), strict=True)
             yield from zip(self.target_critics.parameters(), self.critics.parameters(), strict=True)

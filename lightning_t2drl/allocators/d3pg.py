@@ -1,4 +1,4 @@
-"""D3PG: DDPG whose actor is a reverse diffusion chain (system model, section 10)."""
+"""D3PG: DDPG whose actor is a reverse diffusion chain (docs/concepts/learning.md)."""
 
 from __future__ import annotations
 

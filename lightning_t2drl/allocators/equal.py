@@ -1,4 +1,4 @@
-"""Equal split: the reference every allocator is held against."""
+"""Equal split: the reference that every allocator is compared with."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class EqualConfig:
 
 
 class EqualAllocator(Allocator):
-    """Bandwidth 1/U for every attached user, L/U denoising steps for each hit (system model, section 8)."""
+    """Bandwidth 1/U for every attached user, L/U denoising steps for each hit (docs/concepts/bound.md)."""
 
     Config = EqualConfig
 

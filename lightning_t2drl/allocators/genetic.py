@@ -33,7 +33,7 @@ class GeneticConfig:
 
 
 class _SlotProblem(Problem):
-    """One cell's slot: raw allocations in [-1, 1]^(2U), to be minimised is the negated mean utility."""
+    """One cell's slot for pymoo: minimises the negated mean utility over raw allocations in [-1, 1]^(2U)."""
 
     def __init__(self, scenario: Scenario, cell: TensorDict) -> None:
         self.scenario, self.cell, self.users = scenario, cell, scenario.users
@@ -55,7 +55,7 @@ class _SlotProblem(Problem):
 class GeneticAllocator(Allocator):
     """pymoo's genetic algorithm over the raw action, evaluated by `serve` for a whole population at once.
 
-    Every slot of every world is a search of its own, so this loops over them; it runs on the CPU.
+    Every slot of every world is searched by itself, one after the other, on the CPU.
     """
 
     Config = GeneticConfig

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from lightning_t2drl.networks.features import State
 from lightning_t2drl.system.scenario import Scenario
 
-LEAST_GAIN = 1e-30  # weaker links are taken for this one, so that no float32 overflows
+LEAST_GAIN = 1e-30  # weaker links are treated as this one, so that float32 does not overflow
 OBSERVED = ("request", "input_bits", "output_bits", "gain", "cache", "attached")
 
 
 def observed(scenario: Scenario, users: int) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
-    """Example inputs of a slot and the axes of theirs that stay open."""
+    """Example inputs of a slot, and which of their axes stay open."""
     batch = 3  # 1 would be traced as a constant
     _ = scenario.service_table  # kept once made: what a tracer made in its place would be of no use to the next
     inputs = {
@@ -48,7 +48,7 @@ class AllocatorGraph(nn.Module):
 
 
 class CriticGraph(nn.Module):
-    """What the critics think of shares, by which the best of several samples is found.
+    """The critics' value of shares, by which the best of several samples is found.
 
     Args:
         allocator: as for `AllocatorGraph`.

@@ -1,4 +1,4 @@
-"""The double DQN that picks a frame's cache (system model, section 10)."""
+"""The double DQN that picks a frame's cache (docs/concepts/learning.md)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning_t2drl.errors import UserError
 from lightning_t2drl.system.caching import all_caches, fits
 from lightning_t2drl.system.scenario import Scenario
 
-MAX_MODELS = 16  # 2^M values are compared; more models want the knapsack cacher
+MAX_MODELS = 16  # 2^M values are compared; with more models use the knapsack cacher
 
 
 @dataclass
@@ -32,8 +32,8 @@ class DDQNConfig(QLearningConfig):
 class DDQNCacher(QLearningCacher):
     """Double DQN over subsets of models.
 
-    A subset that exceeds the storage is never offered. With `infeasible_penalty`, the published variant, all are; one
-    that does not fit is cut down by the amender and costs that much of the frame's reward.
+    A subset that exceeds the storage is never offered. With `infeasible_penalty`, as published, all are offered: one
+    that does not fit is cut down by the amender, and the penalty is taken from the frame's reward.
     """
 
     Config = DDQNConfig

@@ -1,4 +1,4 @@
-"""A learned cacher's decision as a function of what an operator sees of the demand, for export."""
+"""A learned cacher's decision as a function of the demand that an operator observes, for export."""
 
 from __future__ import annotations
 

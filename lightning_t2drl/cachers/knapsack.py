@@ -67,8 +67,8 @@ def whole_sizes(shares: Tensor, resolution: int) -> tuple[Tensor, int]:
 class KnapsackCacher(QLearningCacher):
     """Double Q-learning with an additive value; its cost grows with M, not with 2^M.
 
-    Sizes are counted in the coarsest unit that all of them and the storage are multiples of; where that would take
-    more than `resolution` units, they are rounded up to 1/`resolution` of the storage, so that every choice fits.
+    Sizes are counted in the largest unit of which all of them and the storage are multiples. If the storage has more
+    than `resolution` such units, sizes are rounded up to 1/`resolution` of it, so that every choice still fits.
     """
 
     Config = KnapsackConfig

@@ -1,4 +1,4 @@
-"""An online cacher: what was asked for last."""
+"""An online cacher: keeps what was requested last."""
 
 from __future__ import annotations
 

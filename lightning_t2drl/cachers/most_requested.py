@@ -1,4 +1,4 @@
-"""An online cacher: what was asked for most so far."""
+"""An online cacher: keeps what was requested most so far."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache an operator would choose who knew the true popularity state and allocated exactly."""
+"""The cache of an operator who knows the true popularity state and allocates exactly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Static caching of what is asked for most in the long run."""
+"""Static caching of what is requested most in the long run."""
 
 from __future__ import annotations
 

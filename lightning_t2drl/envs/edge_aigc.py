@@ -152,7 +152,7 @@ class EdgeAIGCEnv(EnvBase):
     # -- frames and slots
 
     def latch(self, cache: Tensor) -> TensorDict:
-        """Exchange the caches where a frame starts, and return the cells' observation [N, B] with what they now hold.
+        """Set the caches of worlds at the start of a frame, and return the cells' observation [N, B] with them.
 
         Args:
             cache: bool [N, B, M], cut down to the storage by `amend_cache`; ignored for worlds in mid-frame.
@@ -163,8 +163,8 @@ class EdgeAIGCEnv(EnvBase):
     def play(self, raw: Tensor) -> TensorDict:
         """One slot: serve it, move the worlds on, and return the cells' next observation with `reward`, [N, B].
 
-        `latch` and `play` are `step` without TorchRL's bookkeeping around it. An allocation that holds NaN is not
-        refused here, because looking at it would wait for the device: it makes rewards NaN.
+        `latch` and `play` are `step` without TorchRL's bookkeeping. NaN in the allocation is not refused here, because
+        the check would wait for the device: it makes rewards NaN.
 
         Args:
             raw: raw allocation [N, B, U, 2].
@@ -179,16 +179,16 @@ class EdgeAIGCEnv(EnvBase):
         return self._group(self._observation(self.observation_spec["cells", "served"].zero()))
 
     def _fresh(self) -> tuple[State, State]:
-        """New worlds, and what the environment remembers of them."""
+        """New worlds, and what the environment keeps of each: cache, requests, rewards."""
         s, n = self.scenario, self.batch_size[0]
         world = initial_state(s, n, self.generator)
         models, device = (n, s.cells, s.models), self.device
         memory = {
             "cache": torch.zeros(models, dtype=torch.bool, device=device),
-            # Before anything was asked, every model counts alike.
+            # Before the first request all models have the same frequency.
             "frequencies": torch.full(models, 1 / s.models, device=device),
             "counts": torch.zeros(models, device=device),  # of this frame's requests
-            "frame_reward": torch.zeros(n, s.cells, device=device),  # sum so far of what this frame earned
+            "frame_reward": torch.zeros(n, s.cells, device=device),  # sum of this frame's slot rewards, less loading
         }
         if not s.one_crowd:
             memory["users"] = world["attached"].sum(-1).float()  # of a slot of the last frame, on average
@@ -216,7 +216,7 @@ class EdgeAIGCEnv(EnvBase):
         self._memory = memory | {"cache": cache}
 
     def _serve(self, raw: Tensor) -> tuple[TensorDict, dict[str, Tensor]]:
-        """Amend the allocation, serve the slot and reckon its rewards."""
+        """Amend the allocation, serve the slot and compute its rewards."""
         s, world, memory = self.scenario, self._world, self._memory
         cache, request, attached = memory["cache"], world["request"], world["attached"]
         ends = self._in_frame(s.slots_per_frame - 1)
@@ -273,7 +273,7 @@ class EdgeAIGCEnv(EnvBase):
     # -- exact resume
 
     def get_state(self) -> dict[str, Any]:
-        """Plain tensors that `set_state` turns back into exactly this moment of exactly this randomness."""
+        """The whole state as plain tensors, random generator included; `set_state` restores it exactly."""
         return {
             "world": {key: value.contiguous() for key, value in self._world.items()},
             "memory": dict(self._memory),

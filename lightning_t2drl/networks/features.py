@@ -1,8 +1,8 @@
-"""From an observation in physical units to what networks see: fixed, scenario-based normalisation.
+"""Turns an observation in physical units into what networks read, normalised by constants of the scenario.
 
 Every layout gives the same named fields: `hit` and `attached` (bool [*, U]) and `full_share` ([*, U], the share of the
-step budget that full quality takes), which are what turning an output into an allocation takes, and `features`, which
-are what networks read. So a replayed state can be acted on without the observation it came from.
+step budget that full quality takes), which turn an output into an allocation, and `features`, which
+networks read. So a policy can act on a replayed state without the observation it came from.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class UserFeatures:
     """One row per user, [*, U, F], the same for any number of users: networks treat users as a set.
 
     Beside the published quantities each row says what they mean for the user: the seconds the link would take
-    with all the bandwidth (log scale), the time that is left of the deadline at full quality, and the cell's load.
+    with all the bandwidth (log scale), the time left before the deadline at full quality, and the cell's load.
     """
 
     any_users = True

@@ -1,4 +1,4 @@
-"""From an actor's output in [-1, 1] to a raw allocation: where the geometry of the action is chosen."""
+"""Heads turn an actor's output in [-1, 1] into a raw allocation."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ class CompetitiveHead:
     """Bandwidth by a softmax over the users; steps by a threshold that rises until the budget holds.
 
     The logits are `scale` times the output after subtracting its mean over the cell's users: a softmax does not
-    see that mean, so without the subtraction nothing would hold it and tanh would saturate. The whole bandwidth is
-    always given out.
+    see that mean, so without the subtraction it could drift until tanh saturates. All of the bandwidth is always
+    shared out.
 
-    Steps below A1 buy nothing, so scaling everybody down alike wastes them, and the best use of a short budget
-    serves some hits fully and others not at all. Each hit asks for A3 sigmoid(step_scale output), and where that is
-    too much one threshold theta is taken off all logits: who wants it least drops out first. The scale is large, so
-    that the sigmoid is saturated long before tanh is: otherwise all outputs drift to 1, where they tie.
+    Fewer than A1 steps bring no quality, so scaling all hits down alike wastes steps: with a short budget it is best
+    to serve some hits fully and others not at all. Each hit asks for A3 sigmoid(step_scale output). If that is too
+    much in all, one threshold theta is subtracted from all logits, and hits with the lowest logits drop out first.
+    The scale is large so that the sigmoid saturates long before tanh: otherwise all outputs drift to 1 and tie.
     """
 
     Config = CompetitiveHeadConfig
 
-    # Where a fresh network starts: at A3 sigmoid(3) steps for each hit. Below A1 steps buy nothing and nothing tells an
-    # actor that more would; from the middle, the first errors of a critic could push it there.
+    # A fresh network starts at A3 sigmoid(3) steps for each hit. Below A1 steps bring no quality and the gradient is 0;
+    # from the middle of the range, the first errors of a critic could push the actor there.
     GENEROUS = 3.0
     SECTIONS, ROUNDS = 12, 4  # theta is found to 1/12^4 of its range, then refined by a Newton step
 
@@ -91,7 +91,7 @@ class CompetitiveHead:
             theta = torch.zeros_like(logit[..., :1])
             width = 2 * self.step_scale + self.GENEROUS + 8.0
             inside = torch.arange(1, self.SECTIONS, device=logit.device) / self.SECTIONS
-            for _ in range(self.ROUNDS):  # the sum falls with theta: count the points at which it still is too large
+            for _ in range(self.ROUNDS):  # the sum falls with theta: count the points where it is still too large
                 asked = (logit.unsqueeze(-1) - (theta + width * inside).unsqueeze(-2)).sigmoid_()
                 over = (most.unsqueeze(-1) * asked).sum(-2) > 1
                 width /= self.SECTIONS

@@ -60,7 +60,7 @@ class MLPQNetwork(nn.Module):
 
 
 class CacheQNetwork(nn.Module):
-    """Q(s, c) with the cache's bits as input: what is learned of one cache informs all that resemble it.
+    """Q(s, c) with the cache's bits as input, so that what is learned of one cache helps with similar ones.
 
     The first layer splits into the state's and the cache's share, so that comparing A caches costs A rows of the
     second layer only. Arguments as for `MLPQNetwork`.

@@ -1,4 +1,4 @@
-"""From any decision to a feasible one (system model, section 7): nothing reaches the world but through here."""
+"""Makes any decision feasible (docs/concepts/system.md). Every decision passes through here."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 def amend_allocation(raw: Tensor, hit: Tensor, attached: Tensor) -> Tensor:
     """Map any raw action to feasible shares of bandwidth and denoising steps.
 
-    A raw value a asks for the share (a + 1) / 2. Requests of users who may not have any (steps: misses; both:
-    users of another cell) are dropped, and where the rest ask for more than there is, all are scaled down alike.
-    An allocation that is feasible already passes unchanged, so every feasible point can be reached.
+    A raw value a asks for the share (a + 1) / 2. A miss gets no steps, and a user attached to another cell gets neither
+    steps nor bandwidth. If the others' shares sum to more than 1, all are scaled down by the same factor. A feasible
+    allocation passes unchanged, so every feasible point can be reached.
 
     Args:
         raw: [*, U, 2] (bandwidth, steps); values beyond [-1, 1] are clamped.

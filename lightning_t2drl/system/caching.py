@@ -1,4 +1,4 @@
-"""Caches as sets of models that fit the storage (system model, section 4)."""
+"""Caches as sets of models that fit the storage (docs/concepts/system.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who asks for what: the popularity chain and Zipf requests (system model, section 2)."""
+"""Who asks for what: the popularity chain and Zipf requests (docs/concepts/system.md)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import Tensor
 def stationary_distribution(transition: Tensor) -> Tensor:
     """The row vector pi with pi P = pi and sum(pi) = 1 of a Markov chain; shape [J] for a matrix [J, J].
 
-    For a chain with several closed classes this is the one reached from the uniform distribution.
+    A chain with several closed classes has several; this is the one reached from the uniform distribution.
     """
     chain = transition.double()
-    chain = chain / chain.sum(-1, keepdim=True)  # float32 rounding, raised to a high power, would show
+    chain = chain / chain.sum(-1, keepdim=True)  # rounding errors of float32 grow with the power
     average = 0.5 * (chain + torch.eye(len(chain), dtype=torch.float64, device=chain.device))  # aperiodic, same pi
     return torch.linalg.matrix_power(average, 2**20).mean(0).to(transition.dtype)
 

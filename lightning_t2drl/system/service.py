@@ -1,4 +1,4 @@
-"""What denoising steps buy and cost: the fitted quality and delay curves (system model, section 5)."""
+"""Quality and delay of a service by its denoising steps: the fitted curves (docs/concepts/system.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One slot of one cell: from a cache and an allocation to delays, quality and utility (system model, sections 4-7)."""
+"""One slot of one cell: from a cache and an allocation to delays, quality and utility (docs/concepts/system.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an actor is made of, and what they all offer."""
+"""What all actors share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Trunk(Protocol):
     """
 
     def context(self, state: State) -> Any:
-        """What states [n, ...] contribute, evaluated once per chain."""
+        """What states [n, ...] contribute, computed once per chain."""
 
     def forward(self, context: Any, x: Tensor | None, step: int) -> Tensor:
         """Output [n, U, 2], not squashed, for the noisy action `x` [n, U, 2] at `step` (from 0); `x` is None without

@@ -1,4 +1,4 @@
-"""The reverse diffusion chain that is D3PG's actor (system model, section 10)."""
+"""The reverse diffusion chain that is D3PG's actor (docs/concepts/learning.md)."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class DiffusionActor(nn.Module):
         return x
 
     def penalty(self, x: Tensor) -> Tensor | None:
-        """What is added to the actor's loss for its x_0 [*, U, 2]."""
+        """The term added to the actor's loss for its x_0 [*, U, 2]; None for none."""
         return None
 
     def forward(self, state: State, noise: Tensor) -> Tensor:
@@ -157,5 +157,5 @@ class EpsilonDiffusion(DiffusionActor):
         return x.tanh()
 
     def penalty(self, x: Tensor) -> Tensor:
-        # What is left within [-1, 1] has no gradient anyway.
+        # Inside [-1, 1] the term is 0.
         return self.config.saturation_penalty * mse_loss(x, x.detach().clamp(-1.0, 1.0))

@@ -11,9 +11,9 @@ from lightning_t2drl.system.bounds.users import Plan, Split, Users, put
 
 
 def dual(users: Users, split: Split, counts: int) -> tuple[Tensor, list[Plan]]:
-    """The least max_k Phi_k found [n], and plans that answer the prices met on the way.
+    """The least max_k Phi_k found [n], and the plans that were best at the prices tried.
 
-    Starts from prices common to all k and then gives the k of the highest Phi_k its own, `counts` times.
+    Starts from one pair of prices for all k, then searches prices for the k of highest Phi_k alone, `counts` times.
     """
     search = _Search(users, split, None)
     table, plans = search.run(), [search.plan]
@@ -36,11 +36,11 @@ class _Search:
     def __init__(self, users: Users, split: Split, count: Tensor | None) -> None:
         self.users, self.split, self.count = users, split, count
         n, width = users.link.shape
-        self.table = users.link.new_full((n, width + 1), torch.inf)  # least Phi_k met, for every k
+        self.table = users.link.new_full((n, width + 1), torch.inf)  # least Phi_k found so far, for every k
         self.plan = Plan(users.link, users.link, users.link)  # set by `evaluate`
 
     def evaluate(self, price: Tensor, step_price: Tensor) -> Tensor:
-        """Phi [n, 1] at these prices [n, 1]; keeps the plan that answers them and each k's least Phi_k."""
+        """Phi [n, 1] at these prices [n, 1]; keeps the plan that is best at them, and the least Phi_k of each k."""
         value, b, x = self.users.respond(price, step_price)
         (first, option), (second, other) = (value[list(members)].max(0) for members in self.split)
         ranked, order = (second - first).sort(-1, descending=True)
@@ -56,7 +56,7 @@ class _Search:
         return table.gather(-1, count)
 
     def run(self) -> Tensor:
-        """The least Phi_k met [n, U + 1], with the plan on the side that asks for too many steps."""
+        """The least Phi_k found [n, U + 1], and the plan from the side that asks for too many steps."""
         zero = torch.zeros_like(self.users.link[:, :1])
         self.at_step_price(zero)
         rows = (self.plan.steps.sum(-1) > self.users.budget).nonzero().squeeze(-1)  # elsewhere steps are free
@@ -71,7 +71,7 @@ class _Search:
         return self.table
 
     def at_step_price(self, step_price: Tensor) -> tuple[Tensor, Tensor]:
-        """Least Phi over lambda for this mu [n, 1], and its slope in mu; the plan keeps to the bandwidth."""
+        """Least Phi over lambda for this mu [n, 1], and its slope in mu; the plan stays within the bandwidth."""
 
         def phi(price: Tensor) -> tuple[Tensor, Tensor]:
             value = self.evaluate(price, step_price)

@@ -1,4 +1,4 @@
-"""From what the dual suggests to a feasible allocation, and its local improvement."""
+"""Makes the allocation that the dual suggests feasible, and improves it locally."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def primal(users: Users, plans: list[Plan], bound: Tensor, rounds: int) -> tuple
     late = Plan(users.link, torch.zeros_like(users.link), torch.full_like(plans[0].mode, LATE))  # always possible
     best, best_value = late, torch.full_like(bound, -torch.inf)
     for plan in (late, *plans):
-        # A plan may ride the deadline with all the bandwidth there is; it must stay feasible with a hair less.
+        # A plan may meet the deadline exactly with all of the bandwidth; it must stay feasible with slightly less.
         shares = plan.bandwidth * (1 - 2 * BANDWIDTH_SLACK) / plan.bandwidth.sum(-1, keepdim=True).clamp_min(1.0)
         x = torch.where(plan.mode == ON_TIME, torch.minimum(plan.steps, users.steps_in_time(shares)), plan.steps)
         x = _within_budget(users, x)

@@ -1,7 +1,7 @@
 """How good a slot can be: a proven upper bound, an allocation close to it, and the cache that is best on average.
 
 The slot's problem, for a given cache, is to choose shares b and steps x with sum b <= 1 and sum x <= L so that the
-users' mean utility is largest (system model, section 8). Split what may happen to a user into two classes, such as
+users' mean utility is largest (docs/concepts/bound.md). Split what may happen to a user into two classes, such as
 late and on time, and let k be the number of users in the second. For multipliers lambda, mu >= 0 let
 
     v_u, w_u = suprema over (b, x) of the first and of the second class of [utility_u(b, x) - lambda b - mu x],
@@ -10,9 +10,9 @@ late and on time, and let k be the number of users in the second. For multiplier
 **Proof that max_k Phi_k / U is a bound.** Take a feasible (b, x) with k users in the second class. As sum b <= 1 and
 sum x <= L, sum_u utility_u <= lambda + mu L + sum_u [utility_u - lambda b_u - mu x_u], and each bracket is at most w_u
 for those k users and v_u for the others: at most Phi_k in all, whatever the multipliers, which may thus be chosen for
-each k on its own, and whatever the split, so that the least over several splits is a bound, too. That the count is
-kept is what closes the gap: without it the bound would grant fractions of the first A1 steps, and would miss deadlines
-by fractions of a user. So users are split into **active** hits (x > A1, steps that buy quality) and others, and, where
+each k on its own, and whatever the split, so that the least over several splits is a bound, too. Keeping the
+count k closes the gap: without it the bound would grant fractions of the first A1 steps, and count fractions of users
+as late. So users are split into **active** hits (x > A1, steps that buy quality) and others, and, where
 that leaves a gap, into those on time and those late.
 
 The floor of l and the penalty chi are included, since nothing about utility_u is relaxed; only v and w must not be too

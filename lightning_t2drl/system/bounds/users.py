@@ -1,4 +1,4 @@
-"""What a slot's problem knows of each user, and each user's best answer to prices; see `slot` for the derivation."""
+"""A slot's problem as data per user, and each user's best response to prices; see `slot` for the derivation."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from lightning_t2drl.system.channel import access_time
 from lightning_t2drl.system.scenario import Scenario
 from lightning_t2drl.system.serving import backhaul_delay, hits, nearby_misses
 
-# `serve` works in float32. The bound counts delays a hair beyond the deadline as met and is rounded up; allocations
-# leave a hair of the deadline and of the bandwidth free.
+# `serve` works in float32. The bound counts delays slightly over the deadline as met and is rounded up; allocations
+# leave a little of the deadline and of the bandwidth unused.
 BOUND_LENIENCE, DEADLINE_SLACK, BANDWIDTH_SLACK = 1e-6, 2e-5, 1e-6
 STARVED, LATE, ON_TIME = 0, 1, 2
 # A user's options are these regimes without quality, then active; here they are split into two classes.
 BY_ACTIVITY, BY_DEADLINE = ((0, 1, 2), (3, 4, 5)), ((0, 1, 3, 4), (2, 5))
 Split = tuple[tuple[int, ...], tuple[int, ...]]
-CLOSE = 1e-5  # utility per user that is not worth a search
+CLOSE = 1e-5  # a gap in utility per user too small to search for
 TINY = 1e-300
 
 
@@ -34,7 +34,7 @@ class Plan(NamedTuple):
 
 @dataclass
 class Users:
-    """What the inner problem knows of each user, float64 [n, U]."""
+    """The inner problem's data per user, float64 [n, U]."""
 
     link: Tensor  # a_u, s
     fixed: Tensor  # delay beyond access at 0 steps (hit), or altogether (miss), s
