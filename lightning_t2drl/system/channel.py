@@ -1,4 +1,4 @@
-"""What the radio link gives users (system model, section 3)."""
+"""The radio channel: path loss, fading, spectral efficiency, access time (docs/concepts/system.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where users are and how they move (system model, section 3)."""
+"""Where users are and how they move (docs/concepts/system.md)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def uniform_position(scenario: Scenario, uniform: Tensor) -> Tensor:
 def move(
     scenario: Scenario, position: Tensor, velocity: Tensor, mean_velocity: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One Gauss-Markov step inside the disc; who would leave is reflected at its rim.
+    """One Gauss-Markov step inside the disc; a user who would leave it is reflected at its edge.
 
     v' = a v + (1-a) v_mean + s sqrt(1-a^2) w, then position += v' x slot duration.
 
@@ -39,10 +39,10 @@ def move(
     distance = torch.linalg.vector_norm(position, dim=-1, keepdim=True)
     radial = position / distance.clamp_min(1e-9)
     outside = distance > rim
-    # A triangle wave of period 4R is the path of a ball between the rim's two ends, however far it would have flown.
+    # Reflected between both ends of a diameter, a path is a triangle wave of period 4R, however long the step.
     folded = rim - ((distance + rim) % (4 * rim) - 2 * rim).abs()
     position = torch.where(outside, radial * folded, position) + scenario.centre
-    normal = radial * outside  # of the rim, 0 for those inside
+    normal = radial * outside  # of the edge, 0 for those inside
 
     def bounce(v: Tensor) -> Tensor:
         return v.addcmul((v * normal).sum(-1, keepdim=True), normal, value=-2)

@@ -22,7 +22,7 @@ from lightning_t2drl.system.scenario import Scenario
 BITS_PER_MB = 8e6
 BITS_PER_GB = 8e9
 OBSERVATIONS = ("state", "probabilities", "frequencies")
-LARGEST_SI = 1e30  # of any override in SI units; the limits proper are those of the config keys
+LARGEST_SI = 1e30  # of any override in SI units; what is allowed is checked by config key
 
 
 def config_root() -> Path:
@@ -129,7 +129,7 @@ def load_scenario(name: str = "paper", **overrides: Any) -> Scenario:
             (`bandwidth=10e6`); keys of `service` go by their own names (`full_steps=150`).
 
     Raises:
-        UserError: the scenario, a key or a value is not one that can be.
+        UserError: there is no such scenario or key, or the value is not possible.
     """
     path = CONFIG_ROOT / "env" / f"{name}.yaml"
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""The world's state and how it moves on: pure tensor functions, with all noise drawn outside."""
+"""The state of the worlds and how it changes: pure tensor functions of noise that is drawn outside."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ State = dict[str, Tensor]
 
 
 class Noise(NamedTuple):
-    """What is random about one slot."""
+    """The random numbers of one slot."""
 
     popularity: Tensor  # uniform [N, chains]
     demand: Tensor  # uniform [N, 3, U]: request, input, output
@@ -32,7 +32,7 @@ class Noise(NamedTuple):
 
 
 def draw_noise(scenario: Scenario, envs: int, generator: torch.Generator) -> Tensor:
-    """Everything random about one slot: uniform numbers [N, columns] in one draw, one row per world.
+    """The random numbers of one slot, uniform [N, columns] in one draw, one row per world.
 
     From the same generator state, the first worlds get the same numbers however many there are (on the CPU).
     """
@@ -53,7 +53,7 @@ def _columns(scenario: Scenario) -> int:
 
 
 def split_noise(scenario: Scenario, uniform: Tensor) -> Noise:
-    """What `draw_noise` drew, by purpose."""
+    """The numbers of `draw_noise`, by purpose."""
     popularity, rest = uniform.tensor_split((scenario.chains,), -1)
     pairs, cells = _pairs(scenario), scenario.cells
     demand, first, second, turnover = rest.unflatten(-1, (-1, scenario.users)).tensor_split(

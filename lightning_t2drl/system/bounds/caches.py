@@ -1,4 +1,4 @@
-"""The cache that is best on average when every slot is allocated near-exactly: the oracle's."""
+"""The oracle's cache: the best on average when every slot is allocated near-exactly."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _by_halving(scenario: Scenario, sample: dict[str, Tensor], slots: int) -> Te
     number = 16
     while len(caches) > 1:
         number = min(number, slots)
-        counts = 0 if number < slots and len(caches) > 256 else 4  # the plain dual is enough to tell the worst
+        counts = 0 if number < slots and len(caches) > 256 else 4  # the plain dual is enough to find the worst
         parts = caches.split(256)
         scores = torch.cat([_score(scenario, sample, part, number, counts) for part in parts])
         keep = 1 if number == slots else max(len(caches) // 4, 4)
