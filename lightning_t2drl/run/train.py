@@ -17,6 +17,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from lightning_t2drl.allocators.base import Allocator
+from lightning_t2drl.cachers.base import Cacher
 from lightning_t2drl.callbacks import FrameCheckpoint, FrameProgress, GracefulStop, PeriodicEvaluation
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.files import write_atomically
@@ -30,7 +32,9 @@ from lightning_t2drl.run.loggers import BEGINNING, check_wandb_account, make_log
 from lightning_t2drl.run.output_dir import output_directory
 from lightning_t2drl.run.resume import CONFIG, SUMMARY, Start, choose, prepare
 from lightning_t2drl.run.schemas import TrainConfig, build_policies
+from lightning_t2drl.run.sizes import check_learning, check_sizes, idle_learners
 from lightning_t2drl.seeding import derive_seed
+from lightning_t2drl.system.scenario import Scenario
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
@@ -63,11 +67,13 @@ def train(config: TrainConfig, raw: DictConfig, overrides: list[str]) -> dict[st
         raise UserError(f"name: {REFERENCE} is the scheme that results are compared with; choose another")
     torch.set_num_threads(config.trainer.threads)
     L.seed_everything(derive_seed(config.seed, "parameters") % 2**32, verbose=False)
-    scenario, cacher, allocator = build_policies(config.env, config.cacher, config.allocator)
+    check_learning(config.loop)
+    scenario, cacher, allocator = _build(config)
     module = TwoTimescaleModule(
         scenario, cacher, allocator, config.loop, config.env.num_envs, config.frames, config.seed, config.compile
     )
     _check_hardware(config)
+    check_sizes(config, module)
     check_wandb_account(config)
     plain: dict[str, Any] = OmegaConf.to_container(raw, resolve=True)  # type: ignore[assignment]
     with launched(config.trainer) as (environment, ignored), output_directory(config) as directory:
@@ -75,6 +81,8 @@ def train(config: TrainConfig, raw: DictConfig, overrides: list[str]) -> dict[st
         if ignored:
             console.print(f"ignored: {', '.join(ignored)}, as this process is not one of several", style="yellow")
         start = choose(config, plain, directory, lambda text: console.print(text, style="yellow"))
+        for line in idle_learners(config, module):
+            console.print(line, style="yellow")
         if start.finished:
             console.print(f"{directory} is finished at frame {start.frame}; nothing is left to do")
             return json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
@@ -87,6 +95,16 @@ def train(config: TrainConfig, raw: DictConfig, overrides: list[str]) -> dict[st
                 raise
             where = error.filename or directory
             raise UserError(f"{where}: cannot be written ({error.strerror}); checkpoints are intact") from None
+
+
+def _build(config: TrainConfig) -> tuple[Scenario, Cacher, Allocator]:
+    try:
+        return build_policies(config.env, config.cacher, config.allocator)
+    except (MemoryError, RuntimeError) as error:  # PyTorch has no class of its own for it on the CPU
+        reason = next(iter(str(error).splitlines()), "")
+        if isinstance(error, RuntimeError) and "memory" not in reason:
+            raise
+        raise UserError(f"cacher, allocator: too large for the memory there is ({reason})") from None
 
 
 def _check_hardware(config: TrainConfig) -> None:

@@ -12,7 +12,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEn
 
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.loop.checkpoints import in_order
-from lightning_t2drl.run import output_dir
+from lightning_t2drl.run import output_dir, sizes
 from lightning_t2drl.run.launch import launched
 from lightning_t2drl.run.schemas import TrainerConfig
 
@@ -129,3 +129,36 @@ def test_lightnings_own_slurm_checkpoints_are_kept_out(run_train, tmp_path, monk
     before = signal.getsignal(signal.SIGUSR1)
     assert run_train(*RULES, output_dir=tmp_path / "run")["frame"] == 2
     assert signal.getsignal(signal.SIGUSR1) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("loop.slot_capacity=1000000000", r"loop\.slot_capacity: 1000000000 need .*[GT]iB of memory, .* \d+ would fit"),
+        ("env.num_envs=1000000", r"env\.num_envs: 1000000 need .* would fit"),
+        ("evaluation.final_episodes=1000000", r"evaluation\.final_episodes: 1000000 need .* would fit"),
+        ("loop.slot_warmup=41", r"loop\.slot_warmup: 41 is more than loop\.slot_capacity=40 rows; nothing"),
+        ("loop.frame_batch_size=31", r"loop\.frame_batch_size: 31 is more than loop\.frame_capacity=30 rows"),
+        ("allocator.actor.hidden=100000000", r"allocator"),
+    ],
+)
+def test_what_cannot_be_is_reckoned_before_anything_is_written(override, expected, run_train, tmp_path, monkeypatch):
+    monkeypatch.setattr(sizes, "available", lambda _: 2**30)
+    with pytest.raises(UserError, match=expected):
+        run_train(override, output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_would_fit_fits(run_train, tmp_path, monkeypatch):
+    monkeypatch.setattr(sizes, "available", lambda _: 2**24)
+    with pytest.raises(UserError) as raised:
+        run_train("loop.slot_capacity=1000000", output_dir=tmp_path)
+    fits = int(str(raised.value).split()[-3])
+    assert 1000 < fits < 1_000_000
+    run_train(f"loop.slot_capacity={fits}", "frames=1", output_dir=tmp_path)
+    assert sizes.available("cpu") is not None
+
+
+def test_a_run_too_short_to_learn_says_so(run_train, tmp_path, capsys):
+    run_train("frames=1", "loop.slot_warmup=20", output_dir=tmp_path)
+    assert "the allocator learns nothing: loop.slot_warmup=20 rows, and this run plays 12" in capsys.readouterr().out
