@@ -1,1 +1,1 @@
-"""What is fast because it is unusual; each trick has its row in the benchmark."""
+"""Code that is fast because it is unusual; each trick has its row in the benchmark."""

@@ -1,4 +1,4 @@
-"""A trained policy outside this project: written as ONNX files, run without PyTorch."""
+"""A trained policy for operators: written as ONNX files, run without PyTorch."""
 
 from lightning_t2drl.deploy.controller import Allocation, Controller
 

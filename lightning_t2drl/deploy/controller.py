@@ -19,7 +19,7 @@ READABLE = (1, 2)
 NEEDED = ("scenario", "users", "decision_samples", "popularity", "cacher")
 POLICY, ALLOCATOR, CRITIC, CACHER = "policy.json", "allocator.onnx", "critic.onnx", "cacher.onnx"
 
-MOST_BITS = 1e15  # of a payload: what float32 can still square
+MOST_BITS = 1e15  # of a payload: its square still fits in float32
 
 
 class Allocation(NamedTuple):
@@ -34,7 +34,7 @@ class Controller:
 
     Args:
         path: that directory.
-        seed: of this controller's own generator; with the same calls in the same order come the same decisions.
+        seed: of this controller's random generator; the same calls in the same order give the same decisions.
 
     Raises:
         ValueError: there is no exported policy, or one of another format.
@@ -103,11 +103,11 @@ class Controller:
             cache: which models the cell holds, bool [M].
             gain: linear power gain of each user's link, [U]; or instead
             snr_db: its uplink signal-to-noise ratio over the whole bandwidth, dB [U].
-            attached: which users are this cell's, bool [U]; all when left out. The others get nothing.
+            attached: which users are attached to this cell, bool [U]; all when left out. The others get nothing.
             samples: chains to draw, of which the critic picks the best; None: as many as
                 `allocator.decision_samples` said when the policy was exported.
-            seed: with one, the decision depends on nothing but the arguments; None: noise comes from the controller's
-                own generator.
+            seed: with a seed the decision depends on the arguments alone; None: noise comes from the controller's
+                generator.
 
         Raises:
             ValueError: naming the argument, the user and what would be right.
@@ -207,7 +207,7 @@ def digest(path: Path) -> str:
 
 
 def _session(path: Path) -> Any:
-    """One thread, in order: the graphs are so small that handing work over costs more than doing it."""
+    """One thread: the graphs are so small that sharing the work would take longer than doing it."""
     try:
         import onnxruntime as ort
     except ImportError:

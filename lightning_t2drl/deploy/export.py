@@ -111,7 +111,7 @@ def write_graph(graph: Graph, path: Path) -> None:
         )
     assert program is not None
     for node in program.model.graph:
-        node.metadata_props.clear()  # where in which file of this machine it came from: half of the file
+        node.metadata_props.clear()  # source locations take half of the file
     program.save(str(path))
 
 
@@ -128,7 +128,7 @@ def _mish() -> Any:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """Without the exporter's remarks on operators of libraries that are not used."""
+    """Hide the exporter's remarks on operators of libraries that are not used."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -142,7 +142,7 @@ def _quiet_exporter() -> Iterator[None]:
 
 @contextmanager
 def whole_directory(target: Path) -> Iterator[Path]:
-    """A directory to fill that gets the name `target` when all is in it, and is removed when something goes wrong.
+    """A directory that is filled, then renamed to `target`; if something goes wrong it is removed.
 
     Raises:
         UserError: `target` exists already or cannot be written.

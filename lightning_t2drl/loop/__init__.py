@@ -1,1 +1,1 @@
-"""The frame/slot loop and what it keeps: one LightningModule drives any cacher with any allocator."""
+"""The frame/slot loop: one LightningModule drives any cacher with any allocator."""

@@ -1,4 +1,4 @@
-"""Several processes, one set of parameters: who averages what, and when."""
+"""Training in several processes: parameters are the same in all, gradients are averaged."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 def is_rank_zero() -> bool:
-    """Whether this process is the one that speaks and writes; true before any other was started."""
+    """Whether this process is the one that prints and writes; true before any other is started."""
     return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK", "NODE_RANK", "SLURM_PROCID"))
 
 

@@ -1,4 +1,4 @@
-"""How good a pair of policies is: episodes on worlds and randomness of their own, apart from any training."""
+"""How good a pair of policies is, in episodes whose worlds and random numbers are apart from training's."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class EvaluationConfig:
 
 @contextmanager
 def on_own_randomness(policy: Cacher | Allocator, seed: int) -> Iterator[None]:
-    """Seed a policy for an evaluation and give it back its memory and generator afterwards."""
+    """Seed a policy for an evaluation; afterwards restore its memory and generator."""
     before = policy.extra_state()
     policy.seed(seed, "evaluation", type(policy).__name__)
     try:
@@ -56,7 +56,7 @@ def evaluate(
 ) -> dict[str, Tensor]:
     """Play whole episodes without exploration.
 
-    All episodes run side by side. Each slot is drawn from a seed of its own, so that any two schemes meet the same
+    All episodes run side by side. Each slot is drawn from a seed of its own, so that all schemes face the same
     users, requests and fading, and the first episodes are the same however many there are (on the CPU).
 
     Args:

@@ -1,4 +1,4 @@
-"""Where NaN or infinity first arose in a frame, found out without waiting for the device in every step."""
+"""Finds where NaN or infinity first arose in a frame, without waiting for the device in every step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_t2drl.errors import NonFiniteError
 
 
 class FiniteWatch:
-    """Notes of each watched quantity when it first was not finite; asks the device once per `check`."""
+    """Remembers for each watched quantity when it was first not finite; waits for the device once per `check`."""
 
     def __init__(self) -> None:
         self._clock = 0

@@ -1,4 +1,4 @@
-"""What is reported of served slots, and the running means a training log is made of."""
+"""Metrics of served slots, and the running means of the training log."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_t2drl.system.scenario import Scenario
 
-# A bandwidth share of 0 means a delay without end; in means it counts as this many deadlines.
+# A bandwidth share of 0 means an infinite delay; in means it counts as this many deadlines.
 DELAY_CAP = 10.0
 
 MEANS = (

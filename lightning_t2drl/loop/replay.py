@@ -1,4 +1,4 @@
-"""Replay buffers: TorchRL's, over TensorDicts, with checkpoints no larger than what they hold."""
+"""Replay buffers: TorchRL's, over TensorDicts; checkpoints hold only the rows that are filled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Replay:
     """The last transitions, sampled uniformly by a generator of its own.
 
     Args:
-        capacity: rows kept; the oldest give way.
+        capacity: rows kept; the oldest are overwritten.
         seed: of the sampling generator.
         device: where the rows live and are sampled.
     """

@@ -20,7 +20,7 @@ class Slot(NamedTuple):
     cache: Tensor  # as the cacher asked for it at the frame's start, bool [N, B, M]
     raw: Tensor  # as the allocator asked, [N, B, U, 2]
     cells: TensorDict  # observation at the slot's start
-    state: TensorDict  # what the allocator made of it
+    state: TensorDict  # the allocator's state of it
     following: TensorDict  # observation at the next slot's start, with `served` and `reward` of this one
     next_state: TensorDict
 

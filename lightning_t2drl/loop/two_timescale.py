@@ -63,7 +63,7 @@ class TwoTimescaleModule(L.LightningModule):
         loop: how much is played, stored and learned.
         num_envs: N, per rank.
         frames: length of the run; schedules are functions of frame / `schedule_frames`, which is the same unless set.
-        seed: of everything random in here.
+        seed: of all random numbers in here.
         compile: whether the allocator's losses are compiled.
 
     Raises:
@@ -104,7 +104,7 @@ class TwoTimescaleModule(L.LightningModule):
     # -- set-up
 
     def setup(self, stage: str) -> None:
-        """Make what every rank has for itself: worlds, replay buffers and generators."""
+        """Create what each rank has of its own: worlds, replay buffers and generators."""
         device, rank = self.device, self.global_rank
         self.scenario = self.scenario.to(device)
         self.env = EdgeAIGCEnv(self.scenario, self.num_envs, derive_seed(self.seed, "rank", rank), device)
@@ -225,7 +225,7 @@ class TwoTimescaleModule(L.LightningModule):
             found = f"parameter {bad} holds NaN or infinity" if bad else "all parameters are finite"
             raise NonFiniteError(f"{error}; {found}") from None
 
-    # -- what others see of it
+    # -- logs and checkpoints
 
     def _log(self) -> None:
         counters = {"frame": self.frame, "slots": self.slots, "gradient_steps": self.gradient_steps}
