@@ -75,7 +75,7 @@ def needed(config: TrainConfig, module: TwoTimescaleModule) -> list[Item]:
 
 
 def _measure(module: TwoTimescaleModule) -> tuple[int, int, int]:
-    """Bytes of a world that is played, and of a slot's and a frame's row in the replay buffers (0 where none is kept)."""
+    """Bytes of a played world, and of a slot's and a frame's row in the replay buffers (0 where none is kept)."""
     scenario, cacher, allocator = module.scenario, module.cacher, module.allocator
     env = EdgeAIGCEnv(scenario, 1, 0)
     with torch.no_grad(), on_own_randomness(cacher, 0):
