@@ -1,7 +1,7 @@
 """Speed beside plain code and peers, by one command: `python -m benchmarks [--quick] [--only decision,update]`.
 
 Everything runs in one process on one thread; the contenders of a table take turns. Writes `speed.json` and a
-Markdown page `README.md` with figures to `--output`.
+Markdown page `README.md` with figures to `runs/speed`, with `--publish` to `results/speed`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--quick", dest="budget", action="store_const", const="quick", default="default",
                         help="some three minutes instead of fifteen")  # fmt: skip
     parser.add_argument("--only", default=",".join(ITEMS), metavar="A,B", help=f"of {', '.join(ITEMS)}; default all")
-    parser.add_argument("--output", type=Path, default=Path("results/speed"), help="directory; default %(default)s")
+    parser.add_argument("--output", type=Path, default=Path("runs/speed"), help="directory; default %(default)s")
+    parser.add_argument("--publish", dest="output", action="store_const", const=Path("results/speed"),
+                        help="write to results/speed")  # fmt: skip
     parser.add_argument("--budget", choices=BUDGETS, help=argparse.SUPPRESS)
     parsed = parser.parse_args(arguments)
     parsed.only = parsed.only.split(",")
@@ -80,7 +82,9 @@ def main(arguments: list[str]) -> str:
         TimeElapsedColumn(),
     )
     command = shlex.join(["python", "-m", "benchmarks", *arguments])
-    provenance = report.provenance(command, budget.name)  # before anything is written: that would make the tree dirty
+    provenance = report.provenance(command) | {
+        "budget": budget.name
+    }  # before anything is written: that would make the tree dirty
     sections = {}
     with Progress(*columns, console=console, refresh_per_second=1) as progress:
         tasks = {name: progress.add_task(name, total=1.0, start=False) for name in ITEMS if name in parsed.only}

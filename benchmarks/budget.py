@@ -7,15 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Budget:
-    """Amounts of work by item; as they stand here, those of the default run.
+    """Amounts of work; as they stand here, those of the default run.
 
     Args:
         name: as the report calls it.
-        decision, update, environment, replay, growth: seconds each comparison is timed for (update: per batch size;
-            growth: per axis).
-        rounds: least number of rounds of any comparison.
-        exported: allocators whose exported decision is measured.
-        compiled: activations with which a compiled update is measured; compiling takes most of the time.
+        seconds: each table is timed for so long.
+        rounds: least number of rounds of any table.
+        exported: whether exported decisions are measured; exporting takes half a minute.
+        compiled: whether compiled updates are measured; compiling takes about a minute.
         environments: numbers of worlds N whose slots per second are measured.
         frames, warm_up_frames: frames of the training run that are measured, and that go before.
         frame_overrides: changes to the training run's default settings.
@@ -24,15 +23,11 @@ class Budget:
     """
 
     name: str = "default"
-    decision: float = 45
-    update: float = 100
-    environment: float = 90
-    replay: float = 45
-    growth: float = 45
+    seconds: float = 60
     rounds: int = 7
-    exported: tuple[str, ...] = ("d3pg", "d3pg_set")
-    compiled: tuple[str, ...] = ("mish", "silu", "relu")
-    environments: tuple[int, ...] = (1, 64, 1024, 8192)
+    exported: bool = True
+    compiled: bool = True
+    environments: tuple[int, ...] = (1, 64, 1024)
     frames: int = 120
     warm_up_frames: int = 20
     frame_overrides: tuple[str, ...] = ()
@@ -40,22 +35,14 @@ class Budget:
     updates: int = 5000
 
 
-DEFAULT = Budget()
-
-QUICK = Budget(
-    "quick", decision=6, update=12, environment=20, replay=6, growth=4, rounds=4, compiled=(), frames=40, updates=2000
-)
+QUICK = Budget("quick", seconds=8, rounds=4, frames=40, updates=1000)
 
 TINY = Budget(
     "tiny",
-    decision=0,
-    update=0,
-    environment=0,
-    replay=0,
-    growth=0,
+    seconds=0,
     rounds=2,
-    exported=("d3pg",),
-    compiled=(),
+    exported=False,
+    compiled=False,
     environments=(1, 3),
     frames=4,
     warm_up_frames=4,
@@ -76,4 +63,4 @@ TINY = Budget(
     updates=20,
 )
 
-BUDGETS = {budget.name: budget for budget in (DEFAULT, QUICK, TINY)}
+BUDGETS = {budget.name: budget for budget in (Budget(), QUICK, TINY)}

@@ -11,8 +11,7 @@ import torch
 from benchmarks.budget import Budget
 from benchmarks.measure import Advance, Job, Spread
 from benchmarks.report import Section
-from benchmarks.subjects import SHAPES, allocator, filled_replay, mlp_shape, same_shapes, transitions
-from benchmarks.update import update_job
+from benchmarks.subjects import SHAPES, filled_replay, mlp_allocator, same_shapes, transitions, update_job
 
 BATCH_SIZE, ROWS = 64, 6400
 RENEWED_EVERY = 50  # updates
@@ -21,11 +20,10 @@ FRESH, FLUSHED, KEPT = "always fresh", "denormals flushed, as in training", "den
 
 def run(budget: Budget, advance: Advance) -> Section:
     scenario = same_shapes()
-    batches = transitions(allocator("d3pg", scenario), scenario, ROWS)
+    batches = transitions(mlp_allocator("d3pg", scenario, "relu"), scenario, ROWS)
 
     def job() -> Job:
-        policy = allocator("d3pg", scenario, *mlp_shape("relu"))
-        return update_job(policy, filled_replay(policy, batches), BATCH_SIZE)
+        return update_job(mlp_allocator("d3pg", scenario, "relu"), filled_replay(batches), BATCH_SIZE)
 
     jobs = {name: job() for name in (FRESH, FLUSHED, KEPT)}
     seconds: dict[str, list[float]] = {name: [] for name in jobs}

@@ -30,14 +30,14 @@ def episode(scenario: Scenario, num_envs: int, policy: Allocator | None) -> Job:
 def run(budget: Budget, advance: Advance) -> Section:
     scenario = load_scenario("paper")
     kinds: dict[str, Allocator | None] = {PLAY: None}
-    for name in ("d3pg", "d3pg_set"):
+    for name in ("d3pg", "d3pg_paper"):
         kinds[f"env.play and the state of allocator={name}"] = allocator(name, scenario)
     contenders = {
         (num_envs, kind): episode(scenario, num_envs, policy)
         for num_envs in budget.environments
         for kind, policy in kinds.items()
     }
-    timings = interleave(contenders, budget.environment, budget.rounds, advance)
+    timings = interleave(contenders, budget.seconds, budget.rounds, advance)
     slots = scenario.slots_per_episode
     return Section(
         "Environment",

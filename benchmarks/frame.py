@@ -22,8 +22,9 @@ from lightning_t2drl.cachers.q_learning import QLearningCacher
 from lightning_t2drl.callbacks import FrameCheckpoint, PeriodicEvaluation
 from lightning_t2drl.envs import EdgeAIGCEnv
 from lightning_t2drl.loop import two_timescale
+from lightning_t2drl.loop.finite import FiniteWatch
 from lightning_t2drl.loop.metrics import Meters
-from lightning_t2drl.loop.replay import PackedReplay
+from lightning_t2drl.loop.replay import Replay
 from lightning_t2drl.loop.two_timescale import TwoTimescaleModule
 from lightning_t2drl.run.cli import run as run_entry_point
 from lightning_t2drl.run.loggers import FrameCSVLogger
@@ -31,7 +32,7 @@ from lightning_t2drl.run.schemas import TrainConfig
 from lightning_t2drl.run.train import train
 
 PARTS: dict[str, list[tuple[Any, str]]] = {
-    "environment": [(EdgeAIGCEnv, "play"), (EdgeAIGCEnv, "reset"), (EdgeAIGCEnv, "observe")],
+    "environment": [(EdgeAIGCEnv, name) for name in ("latch", "play", "reset", "observe")],
     "allocator's and cacher's state": [(ActorCriticAllocator, "state"), (QLearningCacher, "state")],
     "decisions": [
         (Allocator, "decide"),
@@ -39,11 +40,17 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
         (D3PGAllocator, "act"),
         (QLearningCacher, "decide"),
     ],
-    "replay": [(PackedReplay, "extend"), (PackedReplay, "sample")],
+    "replay": [(Replay, "extend"), (Replay, "sample")],
     "allocator updates": [(ActorCriticAllocator, "update")],
     "cacher updates": [(QLearningCacher, "update")],
     "evaluation": [(PeriodicEvaluation, "on_train_batch_end")],
-    "metrics and meters": [(two_timescale, "slot_metrics"), (Meters, "add"), (Meters, "take")],
+    "metrics and meters": [
+        (two_timescale, "slot_metrics"),
+        (Meters, "add"),
+        (Meters, "take"),
+        (FiniteWatch, "add"),
+        (FiniteWatch, "check"),
+    ],
     "checkpoints": [(FrameCheckpoint, "on_train_batch_end")],
     "logging": [(FrameCSVLogger, "log_metrics")],
 }
@@ -124,6 +131,6 @@ def run(budget: Budget, advance: Advance) -> Section:
         [
             f"'All of ... bookkeeping' sums {', '.join(BOOKKEEPING)}; updates include backward and optimizer steps as "
             "Lightning runs them.",
-            "Evaluation during training (every 20 frames) and checkpoints (every 40) are spread over the frames.",
+            "Evaluation during training (every 10 frames) and checkpoints (every 20) are spread over the frames.",
         ],
     )

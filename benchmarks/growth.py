@@ -13,13 +13,13 @@ from matplotlib.ticker import NullFormatter
 from benchmarks.budget import Budget
 from benchmarks.measure import Advance, Job, Spread, exponent, interleave, peak_bytes, share_of
 from benchmarks.report import Section
-from benchmarks.subjects import HIDDEN, Play, allocator, cacher, mlp_shape, with_models
+from benchmarks.subjects import HIDDEN, Play, allocator, cacher, mlp_allocator, with_models
 from lightning_t2drl.policy import Policy
 from lightning_t2drl.run.figures import PALETTE, save, style
 from lightning_t2drl.system import Scenario, load_scenario
 
 WORLDS = 64
-SLOT, FLAT, SETS, CACHE = "slot (env.play)", "decision, d3pg", "decision, d3pg_set", "decision, knapsack cacher"
+SLOT, FLAT, SETS, CACHE = "slot (env.play)", "decision, MLPs", "decision, set networks", "decision, knapsack cacher"
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ def decision(policy: Policy, scenario: Scenario, worlds: int = WORLDS) -> Job:
 
 
 def _flat(scenario: Scenario, *overrides: str) -> Policy:
-    return allocator("d3pg", scenario, *mlp_shape("mish"), *overrides)
+    return mlp_allocator("d3pg", scenario, "relu", *overrides)
 
 
 def _users(users: int) -> dict[str, Job]:
     s = load_scenario("paper", users=users)
-    return {SLOT: slot(s), FLAT: decision(_flat(s), s), SETS: decision(allocator("d3pg_set", s), s)}
+    return {SLOT: slot(s), FLAT: decision(_flat(s), s), SETS: decision(allocator("d3pg", s), s)}
 
 
 def _models(models: int) -> dict[str, Job]:
@@ -58,18 +58,18 @@ def _models(models: int) -> dict[str, Job]:
 
 def _worlds(worlds: int) -> dict[str, Job]:
     s = load_scenario("paper")
-    sets = allocator("d3pg_set", s)
+    sets = allocator("d3pg", s)
     return {SLOT: slot(s, worlds), FLAT: decision(_flat(s), s, worlds), SETS: decision(sets, s, worlds)}
 
 
 def _steps(steps: int) -> dict[str, Job]:
-    s, key = load_scenario("paper"), f"denoising_steps={steps}"
-    return {FLAT: decision(_flat(s, key), s), SETS: decision(allocator("d3pg_set", s, key), s)}
+    s, key = load_scenario("paper"), f"diffusion.steps={steps}"
+    return {FLAT: decision(_flat(s, key), s), SETS: decision(allocator("d3pg", s, key), s)}
 
 
 def _width(width: int) -> dict[str, Job]:
     s = load_scenario("paper")
-    sets = allocator("d3pg_set", s, f"actor.hidden={width}")
+    sets = allocator("d3pg", s, f"actor.hidden={width}")
     return {FLAT: decision(_flat(s, f"actor.hidden={width}"), s), SETS: decision(sets, s)}
 
 
@@ -77,8 +77,8 @@ AXES = (
     Axis("U", "users U", (10, 20, 50, 100, 200), _users),
     Axis("M", "models M", (10, 20, 30, 40, 50), _models),
     Axis("N", "worlds N", (1, 8, 64, 512, 8192), _worlds),
-    Axis("I", "denoising steps I", (1, 2, 5, 10, 20), _steps),
-    Axis("width", "denoiser width", (64, 128, 256, 512, 1024), _width),
+    Axis("I", "diffusion steps I", (1, 2, 5, 10, 20), _steps),
+    Axis("width", "actor width", (64, 128, 256, 512, 1024), _width),
 )
 
 
@@ -87,7 +87,7 @@ def run(budget: Budget, advance: Advance) -> Section:
     for part, axis in enumerate(AXES):
         values = axis.values[: budget.growth_points]
         jobs = {(value, what): job for value in values for what, job in axis.jobs(value).items()}
-        timings = interleave(jobs, budget.growth, budget.rounds, share_of(advance, part, len(AXES)))
+        timings = interleave(jobs, budget.seconds, budget.rounds, share_of(advance, part, len(AXES)))
         for (value, what), seconds in timings.items():
             memory = peak_bytes(jobs[value, what]) / 1e6
             points.append(
@@ -100,8 +100,8 @@ def run(budget: Budget, advance: Advance) -> Section:
     ]
     return Section(
         "Growth",
-        f"env=paper but for one quantity at a time; {WORLDS} worlds where N is not it, MLP denoiser {HIDDEN} x 2 with "
-        "Mish, set networks as configured. A decision includes the features. Time of one call for all worlds, and most "
+        f"env=paper but for one quantity at a time; {WORLDS} worlds where N is not it, MLPs {HIDDEN} x 2, set "
+        "networks of allocator=d3pg. A decision includes the features. Time of one call for all worlds, and most "
         "bytes of tensors that it holds at once by PyTorch's allocation count.",
         rows,
         [

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_t2drl.networks.sets import SetTrunk, user_table
+from lightning_t2drl.networks.features import State
+from lightning_t2drl.networks.sets import SetTrunk, mean_weight
 
 DISCOUNT, TARGET_RATE = 0.99, 0.005
 TIME_WIDTH = 16
@@ -67,10 +69,9 @@ class WholeSetDenoiser(nn.Module):
         super().__init__()
         self.trunk = trunk
 
-    def forward(self, x: Tensor, t: Tensor, state: Tensor) -> Tensor:
-        net = self.trunk
-        features, weight, _ = user_table(state)
-        h = net.activation(net.embed(features))
+    def forward(self, x: Tensor, t: Tensor, state: State) -> Tensor:
+        net, weight = self.trunk, mean_weight(state)
+        h = net.activation(net.embed(state["features"]))
         for layer in net.rounds:
             h = layer(h, weight)
         x = x.unflatten(-1, (-1, 2))
@@ -90,10 +91,6 @@ class Chain(nn.Module):
     reciprocal_root_phi: Tensor
     noise_weight: Tensor
     log_variance: Tensor
-    start_from_x: Tensor
-    start_from_noise: Tensor
-    mean_from_start: Tensor
-    mean_from_x: Tensor
 
     def __init__(self, denoiser: nn.Module, action_width: int, betas: Tensor) -> None:
         super().__init__()
@@ -108,10 +105,6 @@ class Chain(nn.Module):
             "reciprocal_root_phi": phi.rsqrt(),
             "noise_weight": betas / (1.0 - phibar).sqrt(),
             "log_variance": variance.clamp_min(1e-20).log(),
-            "start_from_x": phibar.rsqrt(),
-            "start_from_noise": (1.0 / phibar - 1.0).sqrt(),
-            "mean_from_start": betas * before.sqrt() / (1.0 - phibar),
-            "mean_from_x": (1.0 - before) * phi.sqrt() / (1.0 - phibar),
         }.items():
             self.register_buffer(name, values.float())
 
@@ -119,25 +112,15 @@ class Chain(nn.Module):
         """(x_i - (1 - phi_i) / sqrt(1 - phibar_i) noise) / sqrt(phi_i), [b, A]."""
         return gathered(self.reciprocal_root_phi, t) * (x - gathered(self.noise_weight, t) * noise)
 
-    def forward(self, state: Tensor) -> Tensor:
-        x = torch.randn(len(state), self.action_width, device=state.device)
+    def forward(self, state: Any) -> Tensor:
+        rows = len(state if isinstance(state, Tensor) else state["features"])
+        x = torch.randn(rows, self.action_width)
         for step in reversed(range(self.steps)):
-            t = torch.full((len(state),), step, device=state.device, dtype=torch.long)
+            t = torch.full((rows,), step, dtype=torch.long)
             mean = self.posterior_mean(x, t, self.denoiser(x, t, state))
             not_last = (t > 0).float()[:, None]
             x = mean + not_last * (0.5 * gathered(self.log_variance, t)).exp() * torch.randn_like(x)
         return x
-
-
-class ClampedChain(Chain):
-    """The same with the detour that the public codes take: the mean by way of x_0 clamped to [-`limit`, `limit`]."""
-
-    limit = 1.0
-
-    def posterior_mean(self, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        start = gathered(self.start_from_x, t) * x - gathered(self.start_from_noise, t) * noise
-        start = start.clamp(-self.limit, self.limit)
-        return gathered(self.mean_from_start, t) * start + gathered(self.mean_from_x, t) * x
 
 
 class PlainD3PG:
@@ -147,7 +130,6 @@ class PlainD3PG:
         state_width, action_width: S and A.
         betas: the schedule [I].
         hidden: width of both networks' two hidden layers.
-        chain: the class of the actor.
         activation: of all networks.
     """
 
@@ -157,10 +139,9 @@ class PlainD3PG:
         action_width: int,
         betas: Tensor,
         hidden: int = 256,
-        chain: type[Chain] = Chain,
         activation: type[nn.Module] = nn.Mish,
     ) -> None:
-        self.actor = chain(Denoiser(state_width, action_width, hidden, activation), action_width, betas)
+        self.actor = Chain(Denoiser(state_width, action_width, hidden, activation), action_width, betas)
         self.critic = mlp(state_width + action_width, hidden, 1, activation)
         self.target_actor = copy.deepcopy(self.actor)
         self.target_critic = copy.deepcopy(self.critic)
@@ -200,11 +181,18 @@ class PlainD3PG:
 
 
 class TensorReplay:
-    """Transitions as one tensor per field, sampled uniformly."""
+    """Transitions as one tensor per field, sampled uniformly; the oldest give way."""
 
     def __init__(self, fields: dict[str, Tensor]) -> None:
-        self.fields = fields
+        self.fields = {name: values.clone() for name, values in fields.items()}
         self.rows = len(next(iter(fields.values())))
+        self.next = 0
+
+    def extend(self, fields: dict[str, Tensor]) -> None:
+        index = (torch.arange(len(fields["reward"])) + self.next) % self.rows
+        for name, values in fields.items():
+            self.fields[name][index] = values
+        self.next = (self.next + len(index)) % self.rows
 
     def sample(self, batch_size: int) -> dict[str, Tensor]:
         index = torch.randint(self.rows, (batch_size,))

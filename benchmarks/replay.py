@@ -3,57 +3,56 @@
 from __future__ import annotations
 
 import torch
-from tensordict import TensorDict
-from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 
 from benchmarks.budget import Budget
-from benchmarks.measure import Advance, Spread, interleave, table
+from benchmarks.measure import Advance, Job, Spread, interleave, table
+from benchmarks.reference import TensorReplay
 from benchmarks.report import Section
-from benchmarks.subjects import SHAPES, Minimise, allocator, filled_replay, mlp_shape, same_shapes, transitions
-from lightning_t2drl.allocators.base import Allocator
+from benchmarks.subjects import (
+    SHAPES,
+    Minimise,
+    filled_replay,
+    mlp_allocator,
+    plain_fields,
+    same_shapes,
+    sb3_ddpg,
+    transitions,
+)
 
 WORLDS, BATCH_SIZE, ROWS = 64, 256, 6400
-TORCHRL = "TorchRL TensorDictReplayBuffer, LazyTensorStorage"
-PACKED = "PackedReplay"
+PLAIN, OURS = "a plain tensor per field", "Replay (TorchRL's, of named fields)"
+PEER = "Stable-Baselines3's buffer, one row at a time"
 
 
 def run(budget: Budget, advance: Advance) -> Section:
     scenario = same_shapes()
-    policy = allocator("d3pg", scenario, *mlp_shape("mish"))
+    policy = mlp_allocator("d3pg", scenario, "relu")
     batches = transitions(policy, scenario, ROWS, WORLDS)
-    packed, learning = filled_replay(policy, batches), filled_replay(policy, batches)
-    tensordicts = [TensorDict({k: v.flatten(0, -2) for k, v in b.items()}, batch_size=[WORLDS]) for b in batches]
-    theirs = TensorDictReplayBuffer(
-        storage=LazyTensorStorage(ROWS), batch_size=BATCH_SIZE, generator=torch.Generator().manual_seed(0)
+    fields, rows_of_slot = plain_fields(batches), plain_fields(batches[:1])
+    ours, learning, plain, minimise = (
+        filled_replay(batches),
+        filled_replay(batches),
+        TensorReplay(fields),
+        Minimise(policy),
     )
-    for rows in tensordicts:
-        theirs.extend(rows)
-    minimise = Minimise(policy)
 
-    def torchrl() -> None:
-        theirs.extend(tensordicts[0])
-        theirs.sample()
-
-    def ours() -> None:
-        packed.extend(batches[0])
-        packed.sample(BATCH_SIZE)
-
-    def whole_update() -> None:
+    def update() -> None:
         learning.extend(batches[0])
         policy.update(learning.sample(BATCH_SIZE), minimise)
 
-    update = f"PackedReplay and the D3PG update (B = {BATCH_SIZE})"
-    timings = interleave({TORCHRL: torchrl, PACKED: ours, update: whole_update}, budget.replay, budget.rounds, advance)
-    rows = table({name: timings[name] for name in (TORCHRL, PACKED)}, TORCHRL)
-    rows.append({"contender": update, "ms": Spread.of(timings[update] * 1e3)})
-    for row in rows[:2]:
-        row["% of that update"] = Spread.of(100 * timings[row["contender"]] / timings[update])
-    return Section(
-        "Replay",
-        f"extend({WORLDS} rows) and sample({BATCH_SIZE}); {packed_width(policy)} floats per row. {SHAPES}; Mish.",
-        rows,
-    )
-
-
-def packed_width(policy: Allocator) -> int:
-    return sum(policy.transition_fields().values())
+    buffers: dict[str, Job] = {
+        PLAIN: lambda: (plain.extend(rows_of_slot), plain.sample(BATCH_SIZE)),
+        OURS: lambda: (ours.extend(batches[0]), ours.sample(BATCH_SIZE)),
+    }
+    model = sb3_ddpg(fields)
+    if model is not None:
+        buffer, names = model.replay_buffer, ("state", "next_state", "action", "reward")
+        columns = list(zip(*(rows_of_slot[name].numpy() for name in names), torch.zeros(WORLDS).numpy(), strict=True))
+        buffers[PEER] = lambda: ([buffer.add(*row, [{}]) for row in columns], buffer.sample(BATCH_SIZE))
+    whole = f"{OURS} and the D3PG update (B = {BATCH_SIZE})"
+    timings = interleave(buffers | {whole: update}, budget.seconds, budget.rounds, advance)
+    rows = table({name: timings[name] for name in buffers}, PLAIN)
+    for row in rows:
+        row["% of that update"] = Spread.of(100 * timings[row["contender"]] / timings[whole])
+    rows.append({"contender": whole, "ms": Spread.of(timings[whole] * 1e3)})
+    return Section("Replay", f"extend({WORLDS} rows) and sample({BATCH_SIZE}). {SHAPES}; ReLU.", rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
@@ -36,31 +37,42 @@ class Section:
     details: list[dict[str, Any]] = field(default_factory=list)
 
 
-def provenance(command: str, budget: str) -> dict[str, Any]:
-    """Where the figures come from: no host name, no path."""
+def provenance(command: str) -> dict[str, Any]:
+    """Where figures come from: no host name, no path."""
     return {
         "command": command,
-        "budget": budget,
         "date": date.today().isoformat(),
         "commit": commit(),
-        "cpu": _cpu_model(),
+        "cpu": _cpu("model name") or platform.processor() or "unknown",
+        "vendor": _cpu("vendor_id") or "unknown",
         "cores": os.cpu_count(),
         "machine": platform.machine(),
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        "libraries": _libraries(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
     }
 
 
-def _cpu_model() -> str:
+def _cpu(key: str) -> str | None:
+    """What Linux says of the first core."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        pass
-    return platform.processor() or "unknown"
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), None)
+
+
+def _libraries() -> str:
+    """What multiplies matrices: the libraries that PyTorch is built with, and their versions."""
+    built = torch.__config__.show()
+    found = re.findall(r"(Math Kernel Library Version [\w.-]+|MKL-DNN v[\w.]+|BLAS_INFO=\w+)", built)
+    names = {"Math Kernel Library Version": "MKL", "MKL-DNN": "oneDNN", "BLAS_INFO=": "BLAS "}
+    for long, short in names.items():
+        found = [text.replace(long, short) for text in found]
+    return ", ".join(found)
 
 
 def write(directory: Path, origin: dict[str, Any], sections: dict[str, Section]) -> str:
@@ -74,16 +86,23 @@ def write(directory: Path, origin: dict[str, Any], sections: dict[str, Section])
 
 
 def _head(origin: dict[str, Any]) -> list[str]:
-    o = origin
     return [
         "# Speed",
         "",
+        *origin_lines(origin),
+        "- denormals flushed; cells with brackets: median [quartiles] over rounds in which all contenders of a table "
+        "took turns, shuffled; ratios are taken round by round",
+    ]
+
+
+def origin_lines(origin: dict[str, Any]) -> list[str]:
+    """Where figures come from, as a list of a page."""
+    o = origin
+    return [
         f"- command: `{o['command']}`",
         f"- commit {o['commit']}, {o['date']}",
-        f"- {o['cpu']}, {o['machine']} with {o['cores']} cores, {o['system']}; Python {o['python']}, "
-        f"torch {o['torch']}, {o['threads']} thread, denormals flushed",
-        "- cells with brackets: median [quartiles] over rounds in which all contenders of a table took turns, "
-        "shuffled; ratios are taken round by round",
+        f"- {o['cpu']} ({o['vendor']}, {o['instructions']}), {o['machine']} with {o['cores']} cores, {o['system']}",
+        f"- Python {o['python']}, torch {o['torch']} ({o['libraries']}), {o['threads']} thread",
     ]
 
 
@@ -94,7 +113,7 @@ def _section(section: Section) -> list[str]:
     text = [all(isinstance(row.get(column, ""), str) for row in section.rows) for column in columns]
     lines.append("| " + " | ".join("---" if left else "---:" for left in text) + " |")
     for row in section.rows:
-        lines.append("| " + " | ".join(_cell(row.get(column)) for column in columns) + " |")
+        lines.append("| " + " | ".join(cell(row.get(column)) for column in columns) + " |")
     if section.notes:
         lines += ["", *(f"- {note}" for note in section.notes)]
     for figure in section.figures:
@@ -102,7 +121,8 @@ def _section(section: Section) -> list[str]:
     return lines
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """One cell of a table."""
     if value is None:
         return "–"
     if isinstance(value, Spread):

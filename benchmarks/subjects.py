@@ -2,43 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
-import io
-import math
+import json
 import tempfile
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
+from tensordict import TensorDict
 from torch import Tensor, nn
 
-from benchmarks.reference import Chain, PlainD3PG
-from lightning_t2drl.accel.compiled import CompiledUpdate
+from benchmarks.measure import Job
+from benchmarks.reference import PlainD3PG
 from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.cachers.base import Cacher
-from lightning_t2drl.deploy.controller import ALLOCATOR, Controller
-from lightning_t2drl.deploy.export import run_export
+from lightning_t2drl.deploy.controller import ALLOCATOR, CRITIC, POLICY, Controller
+from lightning_t2drl.deploy.export import write_graph
 from lightning_t2drl.envs import EdgeAIGCEnv
-from lightning_t2drl.errors import NonFiniteError
-from lightning_t2drl.loop.gradients import clip_gradients
-from lightning_t2drl.loop.replay import PackedReplay
+from lightning_t2drl.loop.finite import FiniteWatch
+from lightning_t2drl.loop.replay import Replay
 from lightning_t2drl.networks.actors.diffusion import linear_betas
-from lightning_t2drl.networks.features import network_inputs
 from lightning_t2drl.policy import Policy
 from lightning_t2drl.registry import build
 from lightning_t2drl.run.cli import compose_config
-from lightning_t2drl.run.cli import run as run_entry_point
-from lightning_t2drl.run.schemas import ExportConfig, TrainConfig
-from lightning_t2drl.run.train import train
 from lightning_t2drl.system import Scenario, load_scenario
 
 HIDDEN, LAYERS, STEPS = 256, 2, 5
 MODEL_STORAGE_GB = [4.3, 6.9, 2.1, 5.2, 3.4, 7.7, 2.6, 4.9, 3.1, 6.0]
-SAME_SHAPES: dict[str, Any] = {"model_storage_gb": MODEL_STORAGE_GB[:3], "storage_capacity_gb": 10.0}
 SHAPES = (
     f"I = {STEPS}, MLPs {HIDDEN} x {LAYERS}, 20 action dimensions, state of 63 inputs (env=paper with three models)"
 )
@@ -46,7 +39,7 @@ SHAPES = (
 
 def same_shapes() -> Scenario:
     """`env=paper` with three models: ten users make 20 action dimensions and a flat state of 63 inputs."""
-    return load_scenario("paper", **SAME_SHAPES)
+    return load_scenario("paper", model_storage_gb=MODEL_STORAGE_GB[:3], storage_capacity_gb=10.0)
 
 
 def with_models(models: int) -> Scenario:
@@ -55,14 +48,21 @@ def with_models(models: int) -> Scenario:
     return load_scenario("paper", model_storage_gb=sizes)
 
 
-def allocator(name: str, scenario: Scenario, *overrides: str) -> Allocator:
+def allocator(name: str, scenario: Scenario, *overrides: str) -> Any:
     """`allocator=NAME` of the config tree with `overrides` (without their leading `allocator.`)."""
     return _policy("allocator", name, scenario, overrides)
 
 
-def cacher(name: str, scenario: Scenario, *overrides: str) -> Cacher:
+def cacher(name: str, scenario: Scenario, *overrides: str) -> Any:
     """`cacher=NAME` of the config tree."""
     return _policy("cacher", name, scenario, overrides)
+
+
+def mlp_allocator(name: str, scenario: Scenario, activation: str, *overrides: str) -> Any:
+    """An allocator of MLPs to the letter (`d3pg`, `ddpg`), in the shapes of the reference."""
+    keys = {"hidden": HIDDEN, "layers": LAYERS, "activation": activation}
+    shape = [f"{network}.{key}={value}" for network in ("actor", "critic") for key, value in keys.items()]
+    return allocator(f"{name}_literal", scenario, *shape, *overrides)
 
 
 def _policy(group: str, name: str, scenario: Scenario, overrides: tuple[str, ...]) -> Any:
@@ -77,73 +77,64 @@ def _chosen(group: str, name: str) -> DictConfig:
     return compose_config("train", [f"{group}={name}"])[group]
 
 
-def mlp_shape(activation: str, hidden: int = HIDDEN) -> list[str]:
-    """Overrides that give actor and critic of an MLP allocator the shapes of the reference."""
-    keys = {"hidden": hidden, "layers": LAYERS, "activation": activation}
-    return [f"{network}.{key}={value}" for network in ("actor", "critic") for key, value in keys.items()]
-
-
-def plain_d3pg(chain: type[Chain] = Chain, activation: type[nn.Module] = nn.Mish) -> PlainD3PG:
-    """The reference with the schedule that `allocator=d3pg` is configured with."""
+def plain_d3pg(activation: type[nn.Module] = nn.Mish) -> PlainD3PG:
+    """The reference with the schedule of `allocator=d3pg_literal`."""
     torch.manual_seed(0)
-    return PlainD3PG(63, 20, linear_betas(STEPS, 0.05, 0.3), HIDDEN, chain, activation)
+    return PlainD3PG(63, 20, linear_betas(STEPS, 0.05, 0.3), HIDDEN, activation)
 
 
 class Minimise:
-    """What `TwoTimescaleModule` does with a loss, without Lightning: check, backward, clip, step."""
+    """What `TwoTimescaleModule` does with a loss, without Lightning: watch, backward, clip, step."""
 
     def __init__(self, policy: Policy, clip: float = 10.0) -> None:
         self.optimizers = policy.optimizers_by_name()
         self.clip = clip
+        self.watch = FiniteWatch()
 
     def __call__(self, name: str, loss: Tensor) -> None:
-        if not math.isfinite(loss.item()):
-            raise NonFiniteError(f"the {name} loss is {loss.item()}")
+        self.watch.add(name, loss)
         optimizer = self.optimizers[name]
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         for p in parameters:
             p.grad = None
         loss.backward(inputs=parameters)
-        clip_gradients(parameters, self.clip)
+        nn.utils.clip_grad_norm_(parameters, self.clip)
         optimizer.step()
 
 
-def compiled_job(policy: Any, replay: PackedReplay, batch_size: int) -> Callable[[], object]:
-    """An allocator's update as one compiled graph, with the check that the training loop makes of its losses."""
-    update = CompiledUpdate(policy, policy.optimizers_by_name(), clip=10.0)
-
-    def job() -> None:
-        if not all(math.isfinite(loss.item()) for loss in update(replay.sample(batch_size)).values()):
-            raise NonFiniteError("a loss is NaN")
-
-    return job
+def update_job(policy: Policy, replay: Replay, batch_size: int) -> Job:
+    """The project's update as its training loop runs it."""
+    minimise = Minimise(policy)
+    return lambda: policy.update(replay.sample(batch_size), minimise)
 
 
-def exported(name: str, *overrides: str) -> tuple[Controller, Any] | None:
-    """`allocator=NAME` in `same_shapes`, trained for one frame and exported.
+def exported(policy: Any) -> tuple[Controller, Any] | None:
+    """A diffusion allocator outside this project.
 
     Returns:
         The operator's controller and a bare ONNX Runtime session of the allocator; None without the deploy extra.
     """
     if any(importlib.util.find_spec(package) is None for package in ("onnx", "onnxscript", "onnxruntime")):
         return None
-    with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(io.StringIO()):
-        arguments = [f"allocator={name}", *(f"allocator.{override}" for override in overrides)]
-        arguments += [f"env.{key}={value}" for key, value in SAME_SHAPES.items()]
-        arguments += ["frames=1", "env.num_envs=1", "evaluation.every_n_frames=0", "evaluation.final_episodes=0"]
-        arguments += ["progress_bar=false", "figures=false", f"output_dir={directory}/run"]
-        run_entry_point("train", TrainConfig, train, arguments)
-        arguments = [f"checkpoint={directory}/run/checkpoints/last", f"output={directory}/policy"]
-        run_entry_point("export", ExportConfig, run_export, arguments)
-        return Controller(f"{directory}/policy"), _session(f"{directory}/policy/{ALLOCATOR}")
-
-
-def _session(path: str) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    exported = policy.export()
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory)
+        for file, graph in exported.graphs.items():
+            write_graph(graph, path / f"{file}.onnx")
+        assert {p.name for p in path.iterdir()} == {ALLOCATOR, CRITIC}
+        content = exported.facts | {
+            "format": 2,
+            "popularity": "state",
+            "cacher": {"left_out": "not measured"},
+            "scenario": policy.scenario.as_dict(),
+            "sha256": {},
+        }
+        (path / POLICY).write_text(json.dumps(content))
+        return Controller(path), onnxruntime.InferenceSession(path / ALLOCATOR, options)
 
 
 # -- data
@@ -163,40 +154,42 @@ class Play:
         self.raws = 2 * torch.rand(*cells, scenario.users, 2, generator=generator) - 1
         self.slot = 0
 
-    def step(self) -> Any:
-        """Play one slot; the cells' next observation [N, B]."""
-        frame = self.slot // self.scenario.slots_per_frame
-        following = self.env.play(self.caches[frame % self.KEPT], self.raws[self.slot % self.KEPT])
+    def step(self) -> TensorDict:
+        """Play one slot, and before a frame's first exchange the caches; the cells' next observation [N, B]."""
+        frame, within = divmod(self.slot, self.scenario.slots_per_frame)
+        if within == 0:
+            self.env.latch(self.caches[frame % self.KEPT])
+        following = self.env.play(self.raws[self.slot % self.KEPT])
         self.slot += 1
         return following
 
 
-def transitions(policy: Allocator, scenario: Scenario, rows: int, num_envs: int = 64) -> list[dict[str, Tensor]]:
-    """At least `rows` transitions of random play, as `PackedReplay.extend` takes them, `num_envs` at a time."""
+@torch.no_grad()
+def transitions(policy: Allocator, scenario: Scenario, rows: int, num_envs: int = 64) -> list[TensorDict]:
+    """At least `rows` transitions of random play, `num_envs` at a time."""
     play = Play(scenario, num_envs)
     state = policy.state(play.env.observe())
-    out: list[dict[str, Tensor]] = []
+    out: list[TensorDict] = []
     while len(out) * num_envs < rows:
-        shares = (policy.act(state, explore=True) + 1) / 2  # what `raw_from_shares` undoes
         following = play.step()
         next_state = policy.state(following)
-        out.append(policy.transition(state, shares, following["served"], next_state))
+        out.append(policy.transition(state, following, next_state).reshape(-1))
         state = next_state
     return out
 
 
-def filled_replay(policy: Allocator, batches: list[dict[str, Tensor]]) -> PackedReplay:
+def filled_replay(batches: list[TensorDict]) -> Replay:
     """The project's buffer with these transitions."""
-    replay = PackedReplay(policy.transition_fields(), sum(len(b["state"]) for b in batches), 0, "cpu")
+    replay = Replay(sum(len(batch) for batch in batches), 0, "cpu")
     for batch in batches:
         replay.extend(batch)
     return replay
 
 
-def filled_frame_replay(policy: Cacher, scenario: Scenario, frames: int, num_envs: int = 64) -> PackedReplay:
+def filled_frame_replay(policy: Cacher, scenario: Scenario, frames: int, num_envs: int = 64) -> Replay:
     """The project's buffer with this many frames of exploration in `num_envs` worlds."""
     play = Play(scenario, num_envs)
-    replay = PackedReplay(policy.transition_fields(), frames * num_envs, 0, "cpu")
+    replay = Replay(frames * num_envs, 0, "cpu")
     cells = play.env.observe()
     for _ in range(frames):
         state, cache = policy.state(cells), policy.decide(cells, explore=True)
@@ -206,14 +199,14 @@ def filled_frame_replay(policy: Cacher, scenario: Scenario, frames: int, num_env
     return replay
 
 
-def plain_fields(batches: list[dict[str, Tensor]], users: int) -> dict[str, Tensor]:
-    """The same transitions [rows, width] as code without amending columns sees them: network inputs, raw actions."""
-    rows = {name: torch.cat([batch[name].flatten(0, -2) for batch in batches]) for name in batches[0]}
+def plain_fields(batches: list[TensorDict]) -> dict[str, Tensor]:
+    """Transitions of an MLP allocator as plain code sees them: a tensor [rows, width] per field, raw actions."""
+    rows = torch.cat(batches)
     return {
-        "state": network_inputs(rows["state"], users).contiguous(),
-        "action": 2 * rows["shares"] - 1,
+        "state": rows["state", "features"],
+        "action": (2 * rows["shares"] - 1).flatten(1),
         "reward": rows["reward"],
-        "next_state": network_inputs(rows["next_state"], users).contiguous(),
+        "next_state": rows["next_state", "features"],
     }
 
 

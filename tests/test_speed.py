@@ -9,15 +9,10 @@ import torch
 
 from benchmarks.__main__ import ITEMS, main, parse
 from benchmarks.measure import BLOCK, exponent, interleave, peak_bytes
-from benchmarks.reference import Chain, ClampedChain, Denoiser, WholeSetDenoiser
-from benchmarks.subjects import plain_d3pg, plain_fields, same_shapes, transitions
-from lightning_t2drl.allocators.ddpg import DDPGAllocator
+from benchmarks.reference import Chain, Denoiser, TensorReplay, WholeSetDenoiser
+from benchmarks.subjects import HIDDEN, allocator, mlp_allocator, plain_d3pg, plain_fields, same_shapes, transitions
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.networks.actors.diffusion import DiffusionActor, linear_betas
-from lightning_t2drl.networks.mlp import MLPConfig, MLPTrunk
-from lightning_t2drl.networks.sets import SetConfig, SetTrunk
-
-SET_ACTOR = {"_target_": "lightning_t2drl.networks.sets.SetTrunk"}
+from lightning_t2drl.networks.actors.diffusion import EpsilonDiffusion, EpsilonDiffusionConfig, linear_betas
 
 
 def numbers(content):
@@ -42,83 +37,66 @@ def test_every_item_is_measured_and_reported(tmp_path):
     assert all(share > 0 for share in shares.values())
     contenders = {row["contender"] for row in content["items"]["decision"]["rows"]}
     assert {"plain eager D3PG", "D3PG", "DDPG", "D3PG, set networks"} <= contenders
+    assert {"cpu", "vendor", "cores", "torch", "libraries"} <= set(content["provenance"])
 
 
-class Wave(torch.nn.Module):
-    """A stand-in denoiser: some smooth function of noisy action and step, for either chain."""
-
-    def context(self, state):
-        return state
-
-    def forward(self, *inputs):
-        if inputs[1].dtype == torch.long:  # x, t, state as the reference asks
-            return torch.sin(3 * inputs[0] + inputs[1][:, None])
-        return torch.sin(3 * inputs[1] + inputs[2])  # context, x, step as the project asks
-
-
-def same_noise(chain, actor, state):
+def same_noise(chain, actor, seen, state):
     """Both chains on the same state and, from the global generator, the same noise; [b, A] each."""
+    rows = len(state["hit"])
     torch.manual_seed(1)
-    plain = chain(state)
+    plain = chain(seen)
     torch.manual_seed(1)
-    noise = torch.stack([torch.randn(len(state), chain.action_width) for _ in range(chain.steps)])
+    noise = torch.stack([torch.randn(rows, chain.action_width) for _ in range(chain.steps)])
     return plain, actor(state, noise.unflatten(-1, (-1, 2))).flatten(-2)
 
 
-@pytest.mark.parametrize("kind", [Chain, ClampedChain])
-def test_both_chains_have_the_same_posterior_mean_and_noise(kind, monkeypatch):
-    monkeypatch.setattr(ClampedChain, "limit", 1e9)  # without the clamp the detour leads to the same place
-    chain = kind(Wave(), 20, linear_betas(5, 0.05, 0.3))
-    actor = DiffusionActor(Wave(), 5, "linear", 0.05, 0.3, "epsilon")
-    torch.testing.assert_close(*same_noise(chain, actor, torch.randn(4, 63)), rtol=1e-4, atol=1e-5)
+def state_of(policy):
+    """A state of 64 worlds."""
+    return transitions(policy, policy.scenario, 64)[0]["state"].to_dict()
 
 
+@torch.no_grad()
 def test_the_project_denoises_as_the_reference_does_with_the_same_weights():
-    """Hoisting the state and tabulating the step change nothing but the time it takes."""
-    scenario = same_shapes()
-    denoiser, trunk = Denoiser(63, 20, 32), MLPTrunk(scenario, 5, MLPConfig(hidden=32, layers=2, activation="mish"))
+    """Evaluating state and step once per chain changes nothing but the time it takes."""
+    policy = mlp_allocator("d3pg", same_shapes(), "mish")
+    state, denoiser, trunk = state_of(policy), Denoiser(63, 20, HIDDEN), policy.actor.trunk
     first, _, second, _, out = denoiser.body
-    state_layer, action_layer, second_layer, out_layer = (m for m in trunk.modules() if isinstance(m, torch.nn.Linear))
-    with torch.no_grad():
-        from_x, from_time, from_state = first.weight.split([20, 16, 63], 1)
-        action_layer.weight.copy_(from_x)
-        state_layer.weight.copy_(from_state)
-        state_layer.bias.copy_(first.bias)
-        trunk.from_step.copy_(denoiser.time(torch.arange(5)) @ from_time.T)
-        second_layer.load_state_dict(second.state_dict())
-        out_layer.load_state_dict(out.state_dict())
-        chain = Chain(denoiser, 20, linear_betas(5, 0.05, 0.3))
-        actor = DiffusionActor(trunk, 5, "linear", 0.05, 0.3, "epsilon")
-        state = torch.randn(4, 63)
-        torch.manual_seed(1)
-        plain = chain(state)
-        torch.manual_seed(1)
-        noise = torch.stack([torch.randn(4, 20) for _ in range(5)]).unflatten(-1, (10, 2))
-        columns = torch.cat((torch.ones(4, 30), state), -1)  # the amending columns are not the network's
-        torch.testing.assert_close(actor(columns, noise).flatten(-2), plain, rtol=1e-4, atol=1e-5)
+    from_x, from_time, from_state = first.weight.split([20, 16, 63], 1)
+    trunk.from_action.weight.copy_(from_x)
+    trunk.from_state.weight.copy_(from_state)
+    trunk.from_state.bias.copy_(first.bias)
+    trunk.from_step.copy_(denoiser.time(torch.arange(5)) @ from_time.T)
+    for ours, theirs in zip(trunk.tail.layers, (second, out), strict=True):
+        ours.load_state_dict(theirs.state_dict())
+    chain = Chain(denoiser, 20, linear_betas(5, 0.05, 0.3))
+    torch.testing.assert_close(*same_noise(chain, policy.actor, state["features"], state), rtol=1e-4, atol=1e-5)
 
 
-def test_the_set_network_denoises_alike_whether_hoisted_or_evaluated_wholly():
-    torch.manual_seed(0)
-    policy = DDPGAllocator(same_shapes(), DDPGAllocator.Config(actor=SET_ACTOR))
-    state = transitions(policy, policy.scenario, 64)[0]["state"].flatten(0, -2)
-    trunk = SetTrunk(policy.scenario, 5, SetConfig(hidden=8))
-    torch.nn.init.normal_(trunk.out.weight)
-    chain = Chain(WholeSetDenoiser(trunk), 20, linear_betas(5, 0.05, 0.3))
-    with torch.no_grad():
-        plain, ours = same_noise(chain, DiffusionActor(trunk, 5, "linear", 0.05, 0.3, "epsilon"), state)
-    torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-5)
+@torch.no_grad()
+def test_the_set_network_denoises_alike_whether_evaluated_once_per_chain_or_wholly_in_every_step():
+    policy = allocator("d3pg", same_shapes())
+    config = EpsilonDiffusionConfig(schedule="linear", beta_min=0.05, beta_max=0.3, epsilon_bound=1.0)
+    state, actor = state_of(policy), EpsilonDiffusion(policy.make_trunk, config)
+    torch.nn.init.normal_(actor.trunk.out.weight)
+    chain = Chain(WholeSetDenoiser(actor.trunk), 20, linear_betas(5, 0.05, 0.3))
+    torch.testing.assert_close(*same_noise(chain, actor, state, state), rtol=1e-4, atol=1e-5)
 
 
 def test_the_reference_learns():
     """It is a D3PG that works, not only one that takes time: the critic's value of its actions rises."""
-    scenario = same_shapes()
-    policy = DDPGAllocator(scenario, DDPGAllocator.Config())
-    fields = plain_fields(transitions(policy, scenario, 256), scenario.users)
+    policy = mlp_allocator("d3pg", same_shapes(), "relu")
+    fields = plain_fields(transitions(policy, policy.scenario, 256))
     reference = plain_d3pg()
     losses = [reference.update(fields) for _ in range(30)]
     assert losses[-1]["critic_loss"] < losses[0]["critic_loss"]
     assert losses[-1]["actor_loss"] < losses[0]["actor_loss"]
+
+
+def test_the_plain_buffer_keeps_the_newest_rows():
+    replay = TensorReplay({"reward": torch.arange(3.0)})
+    for value in (3.0, 4.0):
+        replay.extend({"reward": torch.tensor([value])})
+    assert replay.fields["reward"].tolist() == [3, 4, 2]
 
 
 def test_contenders_take_turns_in_changing_order():
