@@ -112,9 +112,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(text: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Links between docs/ and the rest of the repository, as they work on the site."""
     source = page.file.src_uri
-    if source == "bad-input.md":
-        page.meta["hide"] = ["toc"]  # one wide table
     here = posixpath.dirname(source)
+    if source == "bad-input.md" or (source.startswith("results/") and here != "results"):
+        page.meta["hide"] = ["toc"]  # wide tables
     in_docs = not source.startswith("results/")  # of the repository: docs/ is the root of the site
 
     def mend(match: re.Match[str]) -> str:
