@@ -100,8 +100,10 @@ def meaning(key: str, preferred: Path | None = None) -> str:
     if said:
         return max((text for _, text in said), key=len)
     last = key.rpartition(".")[2]
-    if last.endswith("_full") and key.replace("_full", "_small") in MEANINGS:
-        return f"{meaning(key.replace('_full', '_small'), preferred)}, with budget=full"
+    for budget in ("tiny", "small", "full"):  # the first says it for all
+        sibling = re.sub(r"_(tiny|small|full)$", f"_{budget}", key)
+        if sibling != key and sibling in MEANINGS:
+            return meaning(sibling, preferred)
     if last == "name":
         return "shown in reports"
     LOG.warning("%s has no comment in any file of configs/", key)
