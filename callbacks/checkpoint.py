@@ -35,6 +35,7 @@ class FrameCheckpoint(Checkpoint):
         self.best_utility = float("-inf")
         self.best_frame: int | None = None
         self.seconds = 0.0
+        self.saved = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -68,6 +69,7 @@ class FrameCheckpoint(Checkpoint):
             for old in in_order(self.directory)[: -self.keep]:
                 old.unlink()
         self.seconds += time.perf_counter() - start
+        self.saved += 1
         for logger in trainer.loggers:
             logger.after_save_checkpoint(self)  # type: ignore[arg-type]  # Lightning means its own class
 
