@@ -70,7 +70,7 @@ KINDS: dict[str, list[str]] = {
     "compiled": ["compile=true"],
 }
 
-PLACES = ("devices", "num_nodes")  # where the same processes run
+PLACES = ("devices", "num_nodes", "strategy")  # where the same processes run
 
 PARTS = {  # part of a checkpoint: where it is
     "parameters": ("state_dict",),
