@@ -1,8 +1,8 @@
-"""Run a suite of schemes over seeds and settings: python benchmark.py suite=headline budget=small."""
+"""Compare schemes over seeds and settings: python benchmark.py suite=headline; the same as t2drl benchmark."""
 
-from lightning_t2drl.run.cli import entry_point
-from lightning_t2drl.run.schemas import BenchmarkConfig
-from lightning_t2drl.suite.benchmark import run_suite
+import sys
+
+from lightning_t2drl.run.cli import main
 
 if __name__ == "__main__":
-    entry_point("benchmark", BenchmarkConfig, run_suite)
+    main(["benchmark", *sys.argv[1:]])

@@ -1,8 +1,8 @@
-"""Evaluate a checkpoint or a pair of policies: python evaluate.py checkpoint=runs/a/checkpoints/last episodes=200."""
+"""Evaluate a checkpoint or a pair of policies: python evaluate.py checkpoint=FILE; the same as t2drl evaluate."""
 
-from lightning_t2drl.run.cli import entry_point
-from lightning_t2drl.run.evaluate import run_evaluation
-from lightning_t2drl.run.schemas import EvaluateConfig
+import sys
+
+from lightning_t2drl.run.cli import main
 
 if __name__ == "__main__":
-    entry_point("evaluate", EvaluateConfig, run_evaluation)
+    main(["evaluate", *sys.argv[1:]])

@@ -1,8 +1,8 @@
-"""Export a checkpoint's decisions as ONNX: python export.py checkpoint=runs/a/checkpoints/last output=policy."""
+"""Export a checkpoint's decisions as ONNX: python export.py checkpoint=FILE; the same as t2drl export."""
 
-from lightning_t2drl.deploy.export import run_export
-from lightning_t2drl.run.cli import entry_point
-from lightning_t2drl.run.schemas import ExportConfig
+import sys
+
+from lightning_t2drl.run.cli import main
 
 if __name__ == "__main__":
-    entry_point("export", ExportConfig, run_export)
+    main(["export", *sys.argv[1:]])

@@ -1,8 +1,8 @@
-"""Train a cacher and an allocator: python train.py experiment=t2drl [key=value ...]."""
+"""Train a cacher and an allocator: python train.py experiment=t2drl [key=value ...]; the same as t2drl train."""
 
-from lightning_t2drl.run.cli import entry_point
-from lightning_t2drl.run.schemas import TrainConfig
-from lightning_t2drl.run.train import train
+import sys
+
+from lightning_t2drl.run.cli import main
 
 if __name__ == "__main__":
-    entry_point("train", TrainConfig, train)
+    main(["train", *sys.argv[1:]])

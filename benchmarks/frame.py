@@ -26,10 +26,8 @@ from lightning_t2drl.loop.finite import FiniteWatch
 from lightning_t2drl.loop.metrics import Meters
 from lightning_t2drl.loop.replay import Replay
 from lightning_t2drl.loop.two_timescale import TwoTimescaleModule
-from lightning_t2drl.run.cli import run as run_entry_point
+from lightning_t2drl.run import cli
 from lightning_t2drl.run.loggers import FrameCSVLogger
-from lightning_t2drl.run.schemas import TrainConfig
-from lightning_t2drl.run.train import train
 
 PARTS: dict[str, list[tuple[Any, str]]] = {
     "environment": [(EdgeAIGCEnv, name) for name in ("latch", "play", "reset", "observe")],
@@ -113,7 +111,7 @@ def run(budget: Budget, advance: Advance) -> Section:
         stopwatch_at_seams(marks, lambda frame: advance(frame / last)),
     ):
         arguments = [*overrides, *budget.frame_overrides, f"output_dir={directory}/run"]
-        run_entry_point("train", TrainConfig, train, arguments)
+        cli.run("train", arguments)
     (start, before), (end, after) = marks[first], marks[last]
     total = end - start
     seconds = {part: after.get(part, 0.0) - before.get(part, 0.0) for part in PARTS}

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lightning_t2drl.files import write_atomically
-from lightning_t2drl.run.cli import compose_config
+from lightning_t2drl.run.compose import compose
 from lightning_t2drl.suite.benchmark import commit
 from lightning_t2drl.system.scenario_config import CONFIG_ROOT
 
@@ -82,13 +82,13 @@ def table(comparisons: list[Comparison]) -> str:
 
 
 def main() -> None:
-    default = int(compose_config("train", ["experiment=quickstart"]).frames)
+    default = int(compose("train", ["experiment=quickstart"]).config.frames)
     parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__)
     parser.add_argument("--frames", type=int, default=default, help="length of a run; default %(default)s")
     parser.add_argument("--seeds", type=int, default=3, help="from 0; default %(default)s")
     parser.add_argument("--workers", type=int, default=2, help="runs side by side; default %(default)s")
     parser.add_argument("--work-dir", type=Path, default=Path("runs/precision"), help="default %(default)s")
-    parser.add_argument("--output", type=Path, default=Path("results/precision.json"), help="default %(default)s")
+    parser.add_argument("--output", type=Path, default=Path("runs/precision.json"), help="default %(default)s")
     given = parser.parse_args()
     begun_at = commit()
     jobs = [(precision, seed) for seed in range(given.seeds) for precision in PRECISIONS]

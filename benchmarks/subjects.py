@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from tensordict import TensorDict
 from torch import Tensor, nn
 
@@ -27,7 +27,7 @@ from lightning_t2drl.loop.replay import Replay
 from lightning_t2drl.networks.actors.diffusion import linear_betas
 from lightning_t2drl.policy import Policy
 from lightning_t2drl.registry import build
-from lightning_t2drl.run.cli import compose_config
+from lightning_t2drl.run.compose import compose
 from lightning_t2drl.system import Scenario, load_scenario
 
 HIDDEN, LAYERS, STEPS = 256, 2, 5
@@ -72,9 +72,9 @@ def _policy(group: str, name: str, scenario: Scenario, overrides: tuple[str, ...
 
 
 @functools.cache
-def _chosen(group: str, name: str) -> DictConfig:
+def _chosen(group: str, name: str) -> dict[str, Any]:
     """`group=NAME` of the config tree."""
-    return compose_config("train", [f"{group}={name}"])[group]
+    return compose("train", [f"{group}={name}"]).plain[group]
 
 
 def plain_d3pg(activation: type[nn.Module] = nn.Mish) -> PlainD3PG:

@@ -1,7 +1,8 @@
-"""Range checks of configs whose failure is one line that names the key."""
+"""Checks of configs whose failure is one line that names the key, and the name nearest to a wrong one."""
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -41,3 +42,19 @@ def one_of(section: str, config: Any, **choices: Iterable[str]) -> None:
 
 def _refusal(section: str, key: str, text: str) -> UserError:
     return UserError(f"{section}.{key}: {text}") if section else Misfit(f"{key}: {text}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; the nearest is X` for a name that is not among the known ones: by its last part, in its own section first."""
+    section, _, last = name.rpartition(".")
+    ends: dict[str, str] = {}
+    for other in known:
+        within_section, _, end = other.rpartition(".")
+        if within_section == section or end not in ends:
+            ends[end] = other
+    here = {end: other for end, other in ends.items() if other.rpartition(".")[0] == section}
+    for candidates, cutoff in ((here, 0.6), (ends, 0.75)):
+        close = difflib.get_close_matches(last, candidates, n=1, cutoff=cutoff)
+        if close:
+            return f"; the nearest is {candidates[close[0]]}"
+    return ""

@@ -1,13 +1,16 @@
-"""Files that are written whole or not at all, whenever the process is killed, on any file system."""
+"""Files that are there whole or not at all, whenever the process is killed, on whatever file system."""
 
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
-# Errors of file systems that do not know an operation; they differ.
+# What file systems answer that do not know an operation; each has its own favourite.
 UNSUPPORTED = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
@@ -89,3 +92,16 @@ def remove_leftovers(directory: Path) -> None:
     """Delete what a process killed in the middle of a save left behind."""
     for path in directory.glob(".*.tmp-*"):
         path.unlink(missing_ok=True)
+
+
+def as_json(values: Any) -> str:
+    """Plain values as JSON text; NaN and infinity, which JSON does not know, as null."""
+    return json.dumps(_finite(values), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _finite(value) for key, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from lightning_t2drl.checks import Misfit
+from lightning_t2drl.checks import Misfit, nearest
 from lightning_t2drl.errors import UserError
 
 
@@ -46,7 +46,8 @@ def typed(schema: type, values: Mapping[str, Any], key: str) -> Any:
         full = str(error.full_key or "")
         name = ".".join(part for part in (key, full if full.startswith(inner) else inner) if part)
         if isinstance(error, (ConfigKeyError, ConfigAttributeError)):
-            raise UserError(f"{name}: no such key; known are {_keys(owner)}") from None
+            close = nearest(inner.rpartition(".")[2], _names(owner))
+            raise UserError(f"{name}: no such key{close or f'; known are {_keys(owner)}'}") from None
         reason = str(error.msg or error).splitlines()[0]
         if any(word in reason for word in ("ListConfig", "subclass")):  # OmegaConf's words, not the user's
             hint = get_type_hints(owner)[inner.rpartition(".")[2]]
@@ -81,8 +82,12 @@ def _culprit(schema: Any, values: Mapping[str, Any]) -> tuple[str, Any, Any]:
     return "", schema, values
 
 
+def _names(schema: Any) -> list[str]:
+    return sorted(field.name for field in dataclasses.fields(schema))
+
+
 def _keys(schema: Any) -> str:
-    return ", ".join(sorted(field.name for field in dataclasses.fields(schema)))
+    return ", ".join(_names(schema))
 
 
 def build(values: Mapping[str, Any], *args: Any, key: str = "_target_") -> Any:

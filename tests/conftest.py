@@ -12,9 +12,6 @@ import torch
 
 from benchmarks.survival import differences
 from lightning_t2drl.run.cli import quiet_libraries, run
-from lightning_t2drl.run.evaluate import run_evaluation
-from lightning_t2drl.run.schemas import EvaluateConfig, TrainConfig
-from lightning_t2drl.run.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,21 +47,21 @@ def quiet():
 
 @pytest.fixture
 def run_train():
-    """`train.py` in this process on a tiny world: run_train("experiment=t2drl", output_dir=...)."""
+    """`t2drl train` in this process on a tiny world: the summary of run_train("experiment=t2drl", output_dir=...)."""
 
     def go(*overrides, **keys):
-        return run("train", TrainConfig, train, [*TINY, *overrides, *(f"{k}={v}" for k, v in keys.items())])
+        return run("train", [*TINY, *overrides, *(f"{k}={v}" for k, v in keys.items())]).summary
 
     return go
 
 
 @pytest.fixture
-def run_evaluate():
-    """`evaluate.py` in this process."""
+def run_evaluate(tmp_path_factory):
+    """`t2drl evaluate` in this process, without references: what `evaluation.json` holds."""
 
     def go(*overrides, **keys):
-        arguments = ["progress_bar=false", *overrides, *(f"{k}={v}" for k, v in keys.items())]
-        return run("evaluate", EvaluateConfig, run_evaluation, arguments)
+        quiet = ["progress_bar=false", "references=[]", f"output_dir={tmp_path_factory.mktemp('evaluation')}"]
+        return run("evaluate", [*quiet, *overrides, *(f"{k}={v}" for k, v in keys.items())]).results
 
     return go
 

@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
-from rich.console import Console
 
 from lightning_t2drl import __version__
 from lightning_t2drl.deploy.controller import FORMAT, POLICY, digest
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.loop.checkpoints import resolve
 from lightning_t2drl.policy import Exported, Graph
+from lightning_t2drl.run.compose import Composed
 from lightning_t2drl.run.evaluate import load_policies
-from lightning_t2drl.run.schemas import ExportConfig
+from lightning_t2drl.run.results_dir import new_directory
+from lightning_t2drl.run.screen import console
 
 OPSET = 20
 
@@ -42,13 +41,8 @@ INPUTS = {
 }
 
 
-def run_export(config: ExportConfig, raw: DictConfig, overrides: list[str]) -> dict[str, Any]:
+def run_export(composed: Composed) -> dict[str, Any]:
     """Write a checkpoint's decisions as ONNX files and what goes with them as `policy.json`.
-
-    Args:
-        config: the composed and checked configuration.
-        raw: the same as Hydra composed it.
-        overrides: the command line; what it says of keys of env, cacher and allocator changes the checkpoint's config.
 
     Returns:
         The content of `policy.json`.
@@ -56,14 +50,14 @@ def run_export(config: ExportConfig, raw: DictConfig, overrides: list[str]) -> d
     Raises:
         UserError: something is missing, the allocator is none that learns, or the directory cannot be written.
     """
-    console = Console()
-    if config.checkpoint is None:
+    screen = console()
+    if composed.checkpoint is None:
         raise UserError("checkpoint: missing; name the file to export, or DIR/last or DIR/best")
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"export.py needs {' and '.join(missing)}: pip install 'lightning-t2drl[deploy]'")
-    path, checkpoint = resolve(config.checkpoint, lambda text: console.print(text, style="yellow", markup=False))
-    name, scenario, cacher, allocator = load_policies(checkpoint, path, raw, overrides)
+        raise UserError(f"export needs {' and '.join(missing)}: pip install 'lightning-t2drl[deploy]'")
+    path = composed.checkpoint[0]
+    name, scenario, cacher, allocator = load_policies(composed)
     try:
         decision = allocator.export()
     except UserError as error:
@@ -72,7 +66,7 @@ def run_export(config: ExportConfig, raw: DictConfig, overrides: list[str]) -> d
         caching = cacher.export()
     except UserError as error:
         caching = Exported({}, {"left_out": str(error)})
-    with whole_directory(Path(config.output)) as directory:
+    with new_directory("export", composed.config.output_dir) as target, whole_directory(target) as directory:
         for file, graph in (decision.graphs | caching.graphs).items():
             write_graph(graph, directory / f"{file}.onnx")
         policy: dict[str, Any] = {
@@ -88,8 +82,8 @@ def run_export(config: ExportConfig, raw: DictConfig, overrides: list[str]) -> d
         }
         (directory / POLICY).write_text(json.dumps(policy, indent=2) + "\n")
     if "left_out" in caching.facts:
-        console.print(f"cacher: left out: {caching.facts['left_out']}", style="yellow", markup=False)
-    console.print(f"{config.output}: {name} of {path}", markup=False)
+        screen.print(f"cacher: left out: {caching.facts['left_out']}", style="yellow")
+    screen.print(f"{target}: {name} of {path}")
     return policy
 
 
@@ -142,19 +136,11 @@ def _quiet_exporter() -> Iterator[None]:
 
 @contextmanager
 def whole_directory(target: Path) -> Iterator[Path]:
-    """A directory that is filled, then renamed to `target`; if something goes wrong it is removed.
-
-    Raises:
-        UserError: `target` exists already or cannot be written.
-    """
-    if target.exists():
-        raise UserError(f"output: {target} exists already; name a new directory or remove it")
+    """A directory that is filled, then put in the place of the empty `target`; removed if something goes wrong."""
     temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
-        temporary.mkdir(parents=True)
+        temporary.mkdir()
         yield temporary
         temporary.rename(target)
-    except OSError as error:
-        raise UserError(f"output: {target} cannot be written ({error.strerror})") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

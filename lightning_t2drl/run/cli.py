@@ -1,94 +1,127 @@
-"""What all entry points share: compose with Hydra, check, run, and show a user's mistake as one line."""
+"""The command line: `t2drl COMMAND key=value ...`, and what every command shares.
+
+Exit status: 0 when done, 1 after one line about a user's mistake or about NaN, 128 + n when signal n ended the run.
+"""
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
-import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable
-from types import FrameType
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import hydra
-import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
-
+from lightning_t2drl import __version__
 from lightning_t2drl.errors import NonFiniteError, UserError
-from lightning_t2drl.run.schemas import strict
-from lightning_t2drl.system.scenario_config import CONFIG_ROOT
-
-Job = Callable[[Any, DictConfig, list[str]], Any]
-
-# These belong to Hydra's own command line (help, sweeps, shell completion), which takes over when one is given.
-HYDRA_FLAGS = (
-    "-m",
-    "--multirun",
-    "-h",
-    "--help",
-    "--hydra-help",
-    "--cfg",
-    "-c",
-    "--info",
-    "-i",
-    "-p",
-    "--package",
-    "-sc",
-)
-
-LAUNCHER_EXTRAS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "ray": "ray"}  # what installs which launcher
-
-PATHS = ("resume", "checkpoint", "output", "output_dir", "work_dir")
-HELD_BACK = ("env.", "cacher.", "allocator.")
 
 
-def compose_config(config_name: str, overrides: list[str]) -> DictConfig:
-    """The composed configuration.
+@dataclass(frozen=True)
+class Command:
+    """An entry point: what it does, an example, and the function that does it with a `Composed`, as MODULE:NAME."""
+
+    about: str
+    example: str
+    job: str
+
+
+COMMANDS = {
+    "train": Command(
+        "Train a cacher and an allocator.", "experiment=quickstart seed=1", "lightning_t2drl.run.training:run_training"
+    ),
+    "evaluate": Command(
+        "Play a checkpoint, or any pair of policies, beside RCARS and the oracle.",
+        "checkpoint=runs/t2drl/latest/checkpoints/best env.users=20",
+        "lightning_t2drl.run.evaluate:run_evaluation",
+    ),
+    "benchmark": Command(
+        "Compare schemes over seeds and settings: tables, intervals, figures.",
+        "suite=headline budget=tiny",
+        "lightning_t2drl.suite.benchmark:run_suite",
+    ),
+    "export": Command(
+        "Write a checkpoint's decisions as ONNX, to be run without PyTorch.",
+        "checkpoint=runs/t2drl/latest/checkpoints/best output_dir=policy",
+        "lightning_t2drl.deploy.export:run_export",
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The console command `t2drl`; ends the process with the exit status above where that is not 0."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _main(given)
+        sys.stdout.flush()
+    except (UserError, NonFiniteError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(128 + signal.SIGPIPE) from None
+
+
+def _main(given: list[str]) -> None:
+    if not given or given[0] in ("-h", "--help"):
+        print(_usage())
+        return
+    if given[0] == "--version":
+        print(__version__)
+        return
+    command, *arguments = given
+    if command not in COMMANDS:
+        from lightning_t2drl.checks import nearest
+
+        raise UserError(f"{command}: no such command{nearest(command, COMMANDS)}; there are {', '.join(COMMANDS)}")
+    from lightning_t2drl.run.overrides import read
+
+    words = read(arguments)
+    if words.help:
+        from lightning_t2drl.run.help import command_help
+
+        print(command_help(command, COMMANDS[command], words.config_dirs))
+    elif words.show:
+        import yaml
+
+        from lightning_t2drl.run.compose import compose
+
+        shown = [*(f"--config-dir={directory}" for directory in words.config_dirs), *words.overrides]
+        print(yaml.safe_dump(compose(command, shown).plain, sort_keys=False), end="")
+    elif words.multirun:
+        from lightning_t2drl.run.sweep import sweep
+
+        sweep(command, words)
+    else:
+        run(command, arguments)
+
+
+def run(command: str, arguments: Sequence[str]) -> Any:
+    """Compose, check and run in this process, and return what the command's function returns.
 
     Raises:
-        UserError: an override names no key or group there is, or a value of another kind; one line.
+        UserError: what the user can mend; nothing is printed of it here.
     """
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(CONFIG_ROOT), version_base="1.3"):
-            return compose(config_name, overrides=[_quoted(override) for override in overrides])
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_one_line(error)) from None
+    prepare_process()
+    from lightning_t2drl.run.compose import compose
 
-
-def _quoted(override: str) -> str:
-    """Paths may hold `=`, as those of checkpoints do, which Hydra only takes in quotes."""
-    key, _, value = override.partition("=")
-    if key in PATHS and "=" in value and value[0] not in "'\"":
-        return f"{key}='{value}'"
-    return override
-
-
-def _one_line(error: BaseException) -> str:
-    """What Hydra says in many lines, in one: the key or group, and what there is."""
-    text = str(error)
-    if missing := re.search(r"Could not find '(.+)/(.+)'", text):
-        group, choice = missing.groups()
-        if group == "hydra/launcher" and choice in LAUNCHER_EXTRAS:
-            return f"{group}={choice}: not installed; pip install lightning-t2drl[{LAUNCHER_EXTRAS[choice]}]"
-        known = re.findall(r"^\t(\S+)$", text.partition("Available options in")[2], re.M)
-        return f"{group}={choice}: no such choice; there are {', '.join(known)}"
-    if missing := re.search(r"Could not override '(.+)'\.", text):
-        return f"{missing.group(1)}: no such key"
-    return " ".join(line.strip() for line in text.splitlines() if line.strip()) or type(error).__name__
+    module, _, name = COMMANDS[command].job.partition(":")
+    composed = compose(command, arguments)
+    return getattr(importlib.import_module(module), name)(composed)
 
 
 def prepare_process() -> None:
     """What every process that runs a job needs; a sweep's launcher may have started it."""
+    import torch
+
     quiet_libraries()
     torch.set_flush_denormal(True)  # denormals slow updates down several times over
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a user's own classes are in a module beside the data
 
 
 def quiet_libraries() -> None:
@@ -99,64 +132,16 @@ def quiet_libraries() -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
 
 
-def run(config_name: str, schema: type, job: Job, overrides: list[str]) -> Any:
-    """Compose, check and run, in this process. Raises what went wrong; `entry_point` is the one that prints.
-
-    With `checkpoint=`, what is said of env, cacher and allocator key by key changes the checkpoint's config, not the
-    one composed here: the job applies it.
-    """
-    held_back = HELD_BACK if any(o.startswith("checkpoint=") for o in overrides) else ()
-    raw = compose_config(config_name, [o for o in overrides if not o.startswith(held_back)])
-    return job(strict(schema, raw), raw, overrides)
-
-
-def entry_point(config_name: str, schema: type, job: Job) -> None:
-    """The command line of one entry point.
-
-    Exit status: 0 when done, 1 after one line about a user's mistake or about NaN, 128 + n when signal n ended the run.
-    """
-    prepare_process()
-    arguments = sys.argv[1:]
-    try:
-        if any(flag in arguments for flag in HYDRA_FLAGS):
-            _hydra_main(config_name, schema, job)
-        else:
-            run(config_name, schema, job, arguments)
-    except (UserError, NonFiniteError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except (HydraException, OmegaConfBaseException) as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
-        raise SystemExit(1) from None
-
-
-def sweep(config_name: str, schema: type, job: Job, arguments: list[str]) -> None:
-    """`-m` with these arguments on an entry point's command line, from inside this process."""
-    before = sys.argv
-    sys.argv = [before[0], "-m", *arguments]
-    try:
-        GlobalHydra.instance().clear()
-        _hydra_main(config_name, schema, job)
-    finally:
-        sys.argv = before
-
-
-def _leave(number: int, frame: FrameType | None) -> None:
-    """End by way of `finally`: at once, a launcher's workers would stay behind and go on with what is queued."""
-    raise SystemExit(128 + number)
-
-
-def _hydra_main(config_name: str, schema: type, job: Job) -> None:
-    """Sweeps and Hydra's own flags. A sweep runs all its jobs, then fails with the first error one of them met."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach `entry_point`, which puts them into one line, as they are
-
-    @hydra.main(version_base="1.3", config_path=str(CONFIG_ROOT), config_name=config_name)
-    def main(raw: DictConfig) -> None:
-        prepare_process()
-        job(strict(schema, raw), raw, list(HydraConfig.get().overrides.task))
-
-    before = signal.signal(signal.SIGTERM, _leave)
-    try:
-        main()
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _usage() -> str:
+    lines = [
+        "T2DRL: two-timescale model caching and resource allocation at the edge.",
+        "",
+        "usage: t2drl COMMAND [-m] [--config-dir=DIR] [KEY=VALUE ...]",
+        "",
+        *(f"  {name:<11}{command.about}" for name, command in COMMANDS.items()),
+        "",
+        "t2drl COMMAND --help lists what there is to choose. Two to begin with:",
+        "",
+        *(f"  t2drl {name} {COMMANDS[name].example}" for name in ("train", "evaluate")),
+    ]
+    return "\n".join(lines)

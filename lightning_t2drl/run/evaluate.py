@@ -1,121 +1,167 @@
-"""One evaluation from a checked config: what `evaluate.py` does."""
+"""One evaluation from a composed config: what `t2drl evaluate` does."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
+import pandas as pd
+import torch
 from rich.progress import Progress
 
 from lightning_t2drl.allocators.base import Allocator
+from lightning_t2drl.allocators.equal import EqualAllocator, EqualConfig
+from lightning_t2drl.allocators.exact import ExactAllocator, ExactConfig
+from lightning_t2drl.building import build_policies
 from lightning_t2drl.cachers.base import Cacher
+from lightning_t2drl.cachers.oracle import OracleCacher, OracleConfig
+from lightning_t2drl.cachers.random import RandomCacher, RandomConfig
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.loop.checkpoints import resolve
+from lightning_t2drl.files import as_json, write_atomically
 from lightning_t2drl.loop.evaluation import evaluate, summarise
-from lightning_t2drl.loop.state import KEY
-from lightning_t2drl.registry import typed
-from lightning_t2drl.run.schemas import EnvConfig, EvaluateConfig, build_policies
-from lightning_t2drl.run.tables import schemes_table
+from lightning_t2drl.policy import Policy
+from lightning_t2drl.run.compose import PAIR, Composed
+from lightning_t2drl.run.results_dir import new_directory
+from lightning_t2drl.run.screen import console
+from lightning_t2drl.run.tables import rows, schemes_table
+from lightning_t2drl.seeding import derive_seed
 from lightning_t2drl.system.scenario import Scenario
 
-SECTIONS = ("env", "cacher", "allocator")
+RESULT = "evaluation.json"
 
 
-def run_evaluation(config: EvaluateConfig, raw: DictConfig, overrides: list[str]) -> dict[str, Any]:
-    """Evaluate a checkpoint, or a pair of policies named in the config, and print a table.
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
 
     Args:
-        config: the composed and checked configuration.
-        raw: the same as Hydra composed it.
-        overrides: the command line; with a checkpoint, what it says of env, cacher and allocator changes the
-            checkpoint's own config, the rest of which stays.
-
-    Returns:
-        What `output` holds: scenario, episodes, seed, and per scheme the mean and standard error of every metric.
+        name: of the scheme.
+        results: what `evaluation.json` holds: scenario, episodes, seed, and per scheme every metric's mean, standard
+            error and, of some, the episodes' own values.
+        output_dir: where it was written.
     """
-    console = Console()
-    name, scenario, cacher, allocator = _schemes(config, raw, overrides, console)
-    with Progress(console=console, transient=True, disable=not config.progress_bar) as progress:
-        task = progress.add_task("evaluating", total=scenario.slots_per_episode)
-        per_episode = evaluate(
-            scenario,
-            cacher,
-            allocator,
-            config.episodes,
-            config.seed,
-            lambda done, total: progress.update(task, completed=done),
-        )
-    results = {
-        "name": name,
-        "scenario": scenario.name,
-        "episodes": config.episodes,
-        "seed": config.seed,
-        "deadline": scenario.deadline,
-        "schemes": {name: summarise(per_episode)},
-    }
-    console.print(schemes_table(results))
-    if config.output is not None:
-        try:
-            Path(config.output).write_text(json.dumps(results, indent=2) + "\n")
-        except OSError as error:
-            raise UserError(f"output: {config.output} cannot be written ({error.strerror})") from None
-    return results
+
+    name: str
+    results: dict[str, Any]
+    output_dir: Path
+
+    @property
+    def schemes(self) -> pd.DataFrame:
+        """One row per scheme and metric: `scheme`, `metric`, `mean`, `standard_error`."""
+        return tidy(self.results)
 
 
-def _schemes(
-    config: EvaluateConfig, raw: DictConfig, overrides: list[str], console: Console
-) -> tuple[str, Scenario, Cacher, Allocator]:
-    if config.checkpoint is None:
-        policies = build_policies(config.env, config.cacher, config.allocator)
-        return f"{_short(config.cacher)}+{_short(config.allocator)}", *policies
-    path, checkpoint = resolve(config.checkpoint, lambda text: console.print(text, style="yellow"))
-    return load_policies(checkpoint, path, raw, overrides)
+def tidy(results: dict[str, Any]) -> pd.DataFrame:
+    """The means and standard errors of `evaluation.json`, one row per scheme and metric."""
+    return pd.DataFrame(
+        {"scheme": name, "metric": metric, "mean": values["mean"], "standard_error": values["standard_error"]}
+        for name, scheme in rows(results)
+        for metric, values in scheme.items()
+    )
 
 
-def load_policies(
-    checkpoint: dict[str, Any], path: Path, raw: DictConfig, overrides: list[str]
-) -> tuple[str, Scenario, Cacher, Allocator]:
-    """The policies of a checkpoint, in its own scenario or in one that the overrides change.
+def run_evaluation(composed: Composed) -> Evaluation:
+    """Evaluate a checkpoint, or a pair of policies named in the config, print a table and write `evaluation.json`.
 
     Raises:
-        UserError: the changed config does not fit the parameters, such as a flat network for another number of users.
+        UserError: what is asked for cannot be built, or not be written.
     """
-    stored = checkpoint[KEY]["config"]
-    replaced = [name for name in SECTIONS if any(o.startswith(f"{name}=") for o in overrides)]
-    sections: dict[str, Any] = {
-        name: OmegaConf.to_container(raw[name], resolve=True)
-        if name in replaced
-        else _amended(name, stored[name], overrides)
-        for name in SECTIONS
-    }
-    env = typed(EnvConfig, sections["env"], "env")
-    scenario, cacher, allocator = build_policies(env, sections["cacher"], sections["allocator"])
-    for name, policy in (("cacher", cacher), ("allocator", allocator)):
-        if name in replaced:
-            continue
-        prefix = f"{name}."
-        parameters = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    config, screen = composed.config, console()
+    with new_directory("evaluate", config.output_dir) as directory:
+        with Progress(console=screen, transient=True, disable=not config.progress_bar) as progress:
+            task = progress.add_task("evaluating", total=1)
+
+            def show(done: int, total: int) -> None:
+                progress.update(task, completed=done, total=total)
+
+            results = play(composed, show, screen.print)
+        screen.print(schemes_table(results), soft_wrap=False)
+        write_atomically(directory / RESULT, as_json(results))
+    screen.print(f"written to {directory / RESULT}")
+    return Evaluation(results["name"], results, directory)
+
+
+def play(
+    composed: Composed,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Play what is composed and its references: what `evaluation.json` holds.
+
+    Raises:
+        UserError: what is asked for cannot be built.
+    """
+    config = composed.config
+    pair = load_policies(composed)
+    return compare(*pair, config.episodes, config.seed, config.references, progress, say)
+
+
+def compare(
+    name: str,
+    scenario: Scenario,
+    cacher: Cacher,
+    allocator: Allocator,
+    episodes: int,
+    seed: int,
+    references: Sequence[str],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """A pair and the references on the same worlds, as `evaluation.json` holds it.
+
+    References have a place of their own, so that no name of a scheme can stand for one of them.
+    """
+    scheme = summarise(evaluate(scenario, cacher, allocator, episodes, seed, progress))
+    beside = {}
+    for reference in references:
         try:
-            policy.load_state_dict(parameters)
-        except RuntimeError as error:
-            detail = str(error).splitlines()[1].strip()[:160]
-            raise UserError(
-                f"checkpoint: {path} does not fit the changed config; only set networks serve other numbers of users, "
-                f"and a cacher is bound to its models and popularity states ({detail})"
-            ) from None
-    name = "+".join([stored["name"], *(_short(sections[section]) for section in replaced if section != "env")])
-    return name, scenario, cacher, allocator
+            pair = REFERENCES[reference](scenario)
+            beside[reference] = summarise(evaluate(scenario, *pair, episodes, seed, progress))
+        except UserError as error:  # such as more caches than an oracle can try
+            say(f"{reference}: left out, {error}")
+    return {
+        "name": name,
+        "scenario": scenario.name,
+        "episodes": episodes,
+        "seed": seed,
+        "deadline": scenario.deadline,
+        "schemes": {name: scheme},
+        "references": beside,
+    }
 
 
-def _amended(name: str, stored: Any, overrides: list[str]) -> Any:
-    """A section of the checkpoint's config under the overrides of its keys."""
-    keys = [o.removeprefix(f"{name}.") for o in overrides if o.startswith(f"{name}.")]
-    return OmegaConf.to_container(OmegaConf.merge(stored, OmegaConf.from_dotlist(keys)), resolve=True)
+REFERENCES: dict[str, Callable[[Scenario], tuple[Cacher, Allocator]]] = {
+    "rcars": lambda s: (RandomCacher(s, RandomConfig()), EqualAllocator(s, EqualConfig())),
+    "oracle": lambda s: (OracleCacher(s, OracleConfig()), ExactAllocator(s, ExactConfig())),
+}
 
 
-def _short(section: Any) -> str:
-    """`random` from `lightning_t2drl.cachers.random.RandomCacher`."""
-    return str(section["_target_"]).split(".")[-2]
+def load_policies(composed: Composed) -> tuple[str, Scenario, Cacher, Allocator]:
+    """Name, world and policies of a composed config; those of a checkpoint with its parameters.
+
+    Raises:
+        UserError: the config does not fit the parameters, such as a flat network for another number of users.
+    """
+    config = composed.config
+    torch.manual_seed(derive_seed(getattr(config, "seed", 0), "parameters"))  # of what no checkpoint holds
+    scenario, cacher, allocator = build_policies(config.env, config.cacher, config.allocator)
+    if composed.checkpoint is not None:
+        path, content = composed.checkpoint
+        for section, policy in zip(PAIR, (cacher, allocator), strict=True):
+            if section not in composed.exchanged:
+                _load_parameters(policy, section, content["state_dict"], path)
+    return str(config.name), scenario, cacher, allocator
+
+
+def _load_parameters(policy: Policy, section: str, stored: dict[str, Any], path: Path) -> None:
+    prefix = f"{section}."
+    try:
+        policy.load_state_dict({k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)})
+    except RuntimeError as error:
+        detail = str(error).splitlines()[1].strip()
+        raise UserError(
+            f"checkpoint: {path} does not fit the changed config; only set networks serve other numbers of users, "
+            f"and a cacher is bound to its models and popularity states ({detail})"
+        ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from lightning_t2drl.loop.metrics import DELAY_PARTS
+from lightning_t2drl.run.tables import rows
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 DELAY_LABELS = {"access_delay": "radio access", "generation_delay": "generation", "backhaul_delay": "backhaul"}
@@ -36,8 +38,11 @@ def style() -> None:
 
 
 def save(figure: Any, path: Path) -> Path:
+    """Write a figure whole or not at all, and close it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    figure.savefig(temporary, format="png", bbox_inches="tight", metadata={"Software": None})
+    os.replace(temporary, path)
     plt.close(figure)
     return path
 
@@ -82,18 +87,19 @@ def _curve(axes: Axes, metrics: pd.DataFrame, evaluated: pd.DataFrame | None, co
 def _references(axes: Axes, results: dict[str, Any] | None, column: str) -> None:
     if results is None:
         return
-    others = [(name, scheme) for name, scheme in results["schemes"].items() if name != results["name"]]
+    others = [(name, scheme) for name, scheme in rows(results) if name != results["name"]]
     for (name, scheme), color in zip(others, PALETTE[1:], strict=False):
         axes.axhline(scheme[column]["mean"], color=color, ls="--", lw=1, label=name)
 
 
 def _delay_parts(results: dict[str, Any], path: Path) -> Path:
     """Where the time of one request goes: stacked mean delays of every scheme."""
-    names = list(results["schemes"])
+    schemes = dict(rows(results))
+    names = list(schemes)
     figure, axes = plt.subplots(figsize=(5, 0.7 + 0.45 * len(names)))
     left = [0.0] * len(names)
     for part, color in zip(DELAY_PARTS, PALETTE, strict=False):
-        seconds = [results["schemes"][name][part]["mean"] for name in names]
+        seconds = [scheme[part]["mean"] for scheme in schemes.values()]
         axes.barh(names, seconds, left=left, color=color, label=DELAY_LABELS[part], height=0.6)
         left = [a + b for a, b in zip(left, seconds, strict=True)]
     axes.axvline(results["deadline"], color="#333333", ls=":", lw=1, label="deadline")

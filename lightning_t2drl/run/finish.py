@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from lightning_t2drl.allocators.equal import EqualAllocator, EqualConfig
-from lightning_t2drl.cachers.random import RandomCacher, RandomConfig
-from lightning_t2drl.files import write_atomically
+from lightning_t2drl.files import as_json, write_atomically
 from lightning_t2drl.loop.checkpoints import in_order
-from lightning_t2drl.loop.evaluation import evaluate, summarise
 from lightning_t2drl.loop.two_timescale import TwoTimescaleModule
+from lightning_t2drl.run.evaluate import RESULT, compare
 from lightning_t2drl.run.figures import draw_run
 from lightning_t2drl.run.loggers import FrameWandbLogger
 from lightning_t2drl.run.schemas import TrainConfig
 from lightning_t2drl.run.tables import improvement, schemes_table
-
-REFERENCE = "random+equal"  # the scheme that results are compared with
 
 
 def finish_run(
@@ -29,10 +24,12 @@ def finish_run(
     results = None
     summary: dict[str, Any] = {}
     if config.evaluation.final_episodes:
-        results = final_evaluation(config, module)
-        write_atomically(directory / "evaluation.json", json.dumps(results, indent=2) + "\n")
+        e, world = config.evaluation, module.scenario.to("cpu")
+        pair = module.cacher.cpu(), module.allocator.cpu()
+        results = compare(config.name, world, *pair, e.final_episodes, e.seed, ["rcars"], say=console.print)
+        write_atomically(directory / RESULT, as_json(results))
         console.print(schemes_table(results), soft_wrap=False)
-        ours, reference = results["schemes"][config.name], results["schemes"][REFERENCE]
+        ours, reference = results["schemes"][config.name], results["references"]["rcars"]
         for key, label in (("hit_ratio", "model hit ratio"), ("total_utility", "total utility")):
             summary[f"{key}_improvement_percent"] = improvement(ours, reference, key)
             console.print(
@@ -50,22 +47,3 @@ def finish_run(
         if isinstance(logger, FrameWandbLogger):
             logger.log_results(module.frame, figures, checkpoint, final)
     return summary
-
-
-def final_evaluation(config: TrainConfig, module: TwoTimescaleModule) -> dict[str, Any]:
-    """The trained pair and random caching with equal split on the same worlds, as `evaluation.json` holds it."""
-    scenario = module.scenario.to("cpu")
-    pairs = {
-        config.name: (module.cacher.cpu(), module.allocator.cpu()),
-        REFERENCE: (RandomCacher(scenario, RandomConfig()), EqualAllocator(scenario, EqualConfig())),
-    }
-    e = config.evaluation
-    schemes = {name: summarise(evaluate(scenario, *pair, e.final_episodes, e.seed)) for name, pair in pairs.items()}
-    return {
-        "name": config.name,
-        "scenario": scenario.name,
-        "episodes": e.final_episodes,
-        "seed": e.seed,
-        "deadline": scenario.deadline,
-        "schemes": schemes,
-    }

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
-from lightning_t2drl.allocators.base import Allocator
-from lightning_t2drl.cachers.base import Cacher
 from lightning_t2drl.checks import one_of, within
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.loop.evaluation import EvaluationConfig
 from lightning_t2drl.loop.two_timescale import LoopConfig
-from lightning_t2drl.policy import Policy
-from lightning_t2drl.registry import build, typed
-from lightning_t2drl.system.scenario import Scenario
-from lightning_t2drl.system.scenario_config import ScenarioConfig, build_scenario
+from lightning_t2drl.system.scenario_config import ScenarioConfig
 
-T = TypeVar("T")
-P = TypeVar("P", bound=Policy)
-
+REFERENCES = ("rcars", "oracle")
+BUDGETS = ("tiny", "small", "full")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
@@ -102,6 +93,7 @@ class TrainConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        _check_name(self.name)
         within("", self, seed=(0, 2**63 - 1), frames=(1, 1e12))
         if self.schedule_frames is not None:
             within("", self, schedule_frames=(1, 1e12))
@@ -109,19 +101,25 @@ class TrainConfig:
 
 @dataclass
 class EvaluateConfig:
-    """The composed configuration of `evaluate.py`; `configs/evaluate.yaml` says what each key means."""
+    """The composed configuration of `evaluate`; `configs/evaluate.yaml` says what each key means."""
 
     checkpoint: str | None = None
+    trust: list[str] = field(default_factory=list)
+    name: str = "random+equal"
     episodes: int = 200
     seed: int = 1_000_003
-    output: str | None = None
+    references: list[str] = field(default_factory=lambda: ["rcars", "oracle"])
+    output_dir: str | None = None
     progress_bar: bool = True
     env: EnvConfig = field(default_factory=EnvConfig)
     cacher: Any = None
     allocator: Any = None
 
     def __post_init__(self) -> None:
+        _check_name(self.name)
         within("", self, seed=(0, 2**63 - 1), episodes=(1, 1e6))
+        if unknown := [name for name in self.references if name not in REFERENCES]:
+            raise UserError(f"references: {unknown[0]!r} is none of {', '.join(REFERENCES)}")
 
 
 @dataclass
@@ -148,20 +146,22 @@ class SuiteConfig:
     gather: list[str] = field(default_factory=list)
     learners: dict[str, LearnerConfig] = field(default_factory=dict)
     fixed: dict[str, list[str]] = field(default_factory=dict)
+    seeds_tiny: int = 1
     seeds_small: int = 5
     seeds_full: int = 10
-    frames_small: int = 160
+    frames_tiny: int = 8
+    frames_small: int = 120
     frames_full: int = 1000
+    episodes_tiny: int = 2
     episodes_small: int = 100
     episodes_full: int = 500
+    slow_episodes_tiny: int = 1
     slow_episodes_small: int = 4
     slow_episodes_full: int = 20
 
     def __post_init__(self) -> None:
-        counts = (1, 1e6)
-        within("suite", self, seeds_small=counts, seeds_full=counts, frames_small=counts, frames_full=counts)
-        within("suite", self, episodes_small=counts, episodes_full=counts)
-        within("suite", self, slow_episodes_small=counts, slow_episodes_full=counts)
+        amounts = ("seeds", "frames", "episodes", "slow_episodes")
+        within("suite", self, **{f"{what}_{budget}": (1, 1e6) for what in amounts for budget in BUDGETS})
 
     def amount(self, what: str, budget: str) -> int:
         """`seeds`, `frames`, `episodes` or `slow_episodes` on a budget."""
@@ -170,53 +170,44 @@ class SuiteConfig:
 
 @dataclass
 class BenchmarkConfig:
-    """The composed configuration of `benchmark.py`; `configs/benchmark.yaml` says what each key means."""
+    """The composed configuration of `benchmark`; `configs/benchmark.yaml` says what each key means."""
 
     suite: SuiteConfig = field(default_factory=SuiteConfig)
     budget: str = "small"
-    output_dir: str = "results"
-    work_dir: str = "runs/benchmark"
+    output_dir: str = "runs/benchmark"
+    publish: bool = False
     workers: int = 2
-    job: int | None = None
 
     def __post_init__(self) -> None:
-        one_of("", self, budget=("small", "full"))
+        one_of("", self, budget=BUDGETS)
         within("", self, workers=(1, 1024))
-        if self.job is not None:
-            within("", self, job=(0, 1e9))
 
 
 @dataclass
 class ExportConfig:
-    """The composed configuration of `export.py`; `configs/export.yaml` says what each key means."""
+    """The composed configuration of `export`; `configs/export.yaml` says what each key means."""
 
     checkpoint: str | None = None
-    output: str = "policy"
+    trust: list[str] = field(default_factory=list)
+    name: str = "t2drl"
+    output_dir: str | None = None
+    env: EnvConfig = field(default_factory=EnvConfig)
+    cacher: Any = None
+    allocator: Any = None
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
 
 
-def strict(schema: type[T], config: DictConfig | Mapping[str, Any]) -> T:
-    """A composed config as an instance of its schema; also catches what `+key=` smuggled past Hydra.
-
-    Raises:
-        UserError: one line that names the key.
-    """
-    if isinstance(config, DictConfig):
-        config = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    return typed(schema, config, "")
+def _check_name(name: str) -> None:
+    """A scheme's name is a row of tables and a folder below `runs/`."""
+    if not name.strip(" .") or "/" in name or not name.isprintable():
+        raise UserError(f"name: {name!r} cannot be the name of a folder")
 
 
-def build_policies(env: EnvConfig, cacher: Any, allocator: Any) -> tuple[Scenario, Cacher, Allocator]:
-    """The scenario and both policies of a composed config, on the CPU, parameters from PyTorch's global generator.
-
-    Raises:
-        UserError: naming the key that cannot be.
-    """
-    scenario = build_scenario(env)
-    return scenario, _policy("cacher", cacher, Cacher, scenario), _policy("allocator", allocator, Allocator, scenario)
-
-
-def _policy(section: str, content: Any, base: type[P], scenario: Scenario) -> P:
-    policy = build(content, scenario, key=section)
-    if not isinstance(policy, base):
-        raise UserError(f"{section}._target_: {content['_target_']} is not a {base.__name__}")
-    return policy
+SCHEMAS: dict[str, type] = {
+    "train": TrainConfig,
+    "evaluate": EvaluateConfig,
+    "benchmark": BenchmarkConfig,
+    "export": ExportConfig,
+}

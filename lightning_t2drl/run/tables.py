@@ -4,31 +4,59 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich import box
 from rich.table import Table
+from rich.text import Text
 
-SHOWN = (
-    ("total_utility", "total utility", 2),
-    ("utility", "per slot", 4),
-    ("hit_ratio", "hit ratio", 3),
-    ("violation_ratio", "late", 3),
-    ("quality", "quality", 3),
-    ("delay", "delay s", 1),
+SHOWN = (  # metric, label, digits, whether its standard error is shown
+    ("total_utility", "total utility", 2, True),
+    ("hit_ratio", "hit ratio", 3, True),
+    ("violation_ratio", "late", 3, False),
+    ("delay", "delay s", 1, False),
 )
+BEST = "oracle"
+
+
+def rows(results: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The run's own schemes and then the references, by names that differ."""
+    own = list(results["schemes"].items())
+    taken = set(results["schemes"])
+    return own + [
+        (f"{name} (reference)" if name in taken else name, scheme)
+        for name, scheme in results.get("references", {}).items()
+    ]
+
+
+def plain_table(*columns: str) -> Table:
+    """A table of plain text: the first column to the left, the others, numbers, to the right."""
+    table = Table(box=box.SIMPLE, pad_edge=False, title_justify="left")
+    for number, label in enumerate(columns):
+        table.add_column(label, justify="right" if number else "left", overflow="fold", no_wrap=bool(number))
+    return table
 
 
 def schemes_table(results: dict[str, Any]) -> Table:
-    """One row per scheme, mean and standard error over the episodes."""
-    title = (
-        f"{results['episodes']} episodes on env={results['scenario']}, seed {results['seed']} (mean ± standard error)"
-    )
-    table = Table(title=title, title_justify="left")
-    table.add_column("scheme", no_wrap=True)
-    for _, label, _ in SHOWN:
-        table.add_column(label, justify="right")
-    for name, scheme in results["schemes"].items():
-        cells = [f"{scheme[k]['mean']:.{d}f} ± {scheme[k]['standard_error']:.{d}f}" for k, _, d in SHOWN]
-        table.add_row(name, *cells)
+    """One row per scheme, mean and standard error over the episodes, and the share of the oracle where it played."""
+    best = results.get("references", {}).get(BEST)
+    table = plain_table("scheme", *(label for _, label, _, _ in SHOWN), *(["of oracle"] if best else []))
+    table.title = Text(f"{results['episodes']} episodes on env={results['scenario']}, seed {results['seed']}")
+    for name, scheme in rows(results):
+        cells = [_cell(scheme[key], digits, error) for key, _, digits, error in SHOWN]
+        if best:
+            cells.append(f"{share(scheme, best):.2f} %" if best["utility"]["mean"] > 0 else "-")
+        table.add_row(Text(name), *cells)
     return table
+
+
+def _cell(metric: dict[str, Any], digits: int, with_error: bool) -> str:
+    error = metric["standard_error"]
+    known = with_error and error is not None and error == error
+    return f"{metric['mean']:.{digits}f}" + (f" ± {error:.{digits}f}" if known else "")
+
+
+def share(ours: dict[str, Any], best: dict[str, Any]) -> float:
+    """Our mean utility in percent of the best scheme's."""
+    return 100 * ours["utility"]["mean"] / best["utility"]["mean"]
 
 
 def improvement(ours: dict[str, Any], theirs: dict[str, Any], key: str) -> float:

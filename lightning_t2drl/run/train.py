@@ -18,20 +18,23 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from lightning_t2drl.allocators.base import Allocator
+from lightning_t2drl.building import build_policies
 from lightning_t2drl.cachers.base import Cacher
 from lightning_t2drl.callbacks import FrameCheckpoint, FrameProgress, GracefulStop, PeriodicEvaluation
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.files import write_atomically
+from lightning_t2drl.files import as_json, write_atomically
 from lightning_t2drl.loop import state as run_state
 from lightning_t2drl.loop.checkpoints import AtomicCheckpointIO
 from lightning_t2drl.loop.distributed import AlternatingDDPStrategy, is_rank_zero
 from lightning_t2drl.loop.two_timescale import TwoTimescaleModule
-from lightning_t2drl.run.finish import REFERENCE, finish_run
+from lightning_t2drl.run.finish import finish_run
 from lightning_t2drl.run.launch import launched, processes
 from lightning_t2drl.run.loggers import BEGINNING, check_wandb_account, make_loggers
 from lightning_t2drl.run.output_dir import output_directory
+from lightning_t2drl.run.results_dir import point_latest
 from lightning_t2drl.run.resume import CONFIG, SUMMARY, Start, choose, prepare
-from lightning_t2drl.run.schemas import TrainConfig, build_policies
+from lightning_t2drl.run.schemas import TrainConfig
+from lightning_t2drl.run.screen import at, console, opening
 from lightning_t2drl.run.sizes import check_learning, check_sizes, idle_learners
 from lightning_t2drl.seeding import derive_seed
 from lightning_t2drl.system.scenario import Scenario
@@ -58,13 +61,11 @@ def train(config: TrainConfig, raw: DictConfig, overrides: list[str]) -> dict[st
     Args:
         config: the composed and checked configuration.
         raw: the same as Hydra composed it; it is saved with the run and in its checkpoints.
-        overrides: the command line; not needed here.
+        overrides: the command line; the first screen says what it changes.
 
     Raises:
         UserError: before anything is written, if the config cannot be run.
     """
-    if config.name == REFERENCE:
-        raise UserError(f"name: {REFERENCE} is the scheme that results are compared with; choose another")
     torch.set_num_threads(config.trainer.threads)
     L.seed_everything(derive_seed(config.seed, "parameters") % 2**32, verbose=False)
     check_learning(config.loop)
@@ -77,19 +78,23 @@ def train(config: TrainConfig, raw: DictConfig, overrides: list[str]) -> dict[st
     check_wandb_account(config)
     plain: dict[str, Any] = OmegaConf.to_container(raw, resolve=True)  # type: ignore[assignment]
     with launched(config.trainer) as (environment, ignored), output_directory(config) as directory:
-        console = Console(quiet=not is_rank_zero(), soft_wrap=True, markup=False, highlight=False)
+        screen = console(quiet=not is_rank_zero())
+        opened = opening(config, plain, overrides, module)
         if ignored:
-            console.print(f"ignored: {', '.join(ignored)}, as this process is not one of several", style="yellow")
-        start = choose(config, plain, directory, lambda text: console.print(text, style="yellow"))
+            screen.print(f"ignored: {', '.join(ignored)}, as this process is not one of several", style="yellow")
+        start = choose(config, plain, directory, lambda text: screen.print(text, style="yellow"))
         for line in idle_learners(config, module):
-            console.print(line, style="yellow")
+            screen.print(line, style="yellow")
         if start.finished:
-            console.print(f"{directory} is finished at frame {start.frame}; nothing is left to do")
-            return json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
+            screen.print(f"{directory} is finished at frame {start.frame}; nothing is left to do")
+            return json.loads((directory / SUMMARY).read_text(encoding="utf-8")) | {"output_dir": str(directory)}
         try:
             if is_rank_zero():
                 prepare(start, directory)
-            return _run(config, plain, module, directory, start, environment, console)
+            if is_rank_zero() and config.output_dir is None:
+                point_latest(directory)
+            summary = _run(config, plain, module, directory, start, environment, opened, screen)
+            return summary | {"output_dir": str(directory)}
         except OSError as error:
             if error.errno not in DISK_ERRORS:
                 raise
@@ -124,25 +129,27 @@ def _run(
     directory: Path,
     start: Start,
     environment: ClusterEnvironment,
-    console: Console,
+    opened: str,
+    screen: Console,
 ) -> dict[str, Any]:
     module.checkpoint_extra = {"config": plain, "run_id": start.identity.run_id}
     module.schedule_frames = plain["schedule_frames"]
     text = OmegaConf.to_yaml(OmegaConf.create(plain))
     if start.path is None:
-        console.print(text, style="dim")
+        screen.print(opened)
+        screen.print(at(directory))
     else:
-        console.print(f"resuming from {start.path} at frame {start.frame}")
+        screen.print(f"resuming from {start.path} at frame {start.frame}")
     loggers = []
     if is_rank_zero():
         write_atomically(directory / CONFIG, text)
         frame = BEGINNING if start.path is None else start.frame
-        loggers = make_loggers(config, plain, directory, frame, start.identity.run_id, console.print)
+        loggers = make_loggers(config, plain, directory, frame, start.identity.run_id, screen.print)
     stop = GracefulStop()
     saver = FrameCheckpoint(directory / "checkpoints", config.checkpoint.every_n_frames, config.checkpoint.keep)
     callbacks: list[L.Callback] = [stop, PeriodicEvaluation(config.evaluation), saver]
     if config.progress_bar:
-        callbacks.insert(0, FrameProgress(console))
+        callbacks.insert(0, FrameProgress(screen))
     trainer = make_trainer(config, environment, directory, loggers, callbacks)
     clock = time.perf_counter()
     if start.content is not None and start.frame == config.frames:  # killed after its last frame: only the end is left
@@ -163,16 +170,15 @@ def _run(
         "gradient_steps": module.gradient_steps,
         "training_seconds": time.perf_counter() - clock,
         "checkpoint_seconds": saver.seconds,
-        "checkpoints": saver.saved,
     }
     if stop.received is not None:
-        console.print(f"stopped at frame {module.frame}; go on with output_dir={directory} resume=auto")
+        screen.print(f"stopped at frame {module.frame}; go on with output_dir={directory} resume=auto")
         for logger in loggers:
             logger.finalize("stopped")
         raise SystemExit(128 + stop.received)
     if is_rank_zero():
-        summary |= finish_run(config, module, directory, loggers, console)
-        write_atomically(directory / SUMMARY, json.dumps(summary, indent=2) + "\n")
+        summary |= finish_run(config, module, directory, loggers, screen)
+        write_atomically(directory / SUMMARY, as_json(summary))
     return summary
 
 

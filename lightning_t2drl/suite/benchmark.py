@@ -1,4 +1,4 @@
-"""Schemes x seeds x values on the same held-out worlds, with intervals: what `benchmark.py` does."""
+"""Schemes x seeds x values on the same held-out worlds, with intervals: what `t2drl benchmark` does."""
 
 from __future__ import annotations
 
@@ -10,30 +10,36 @@ import os
 import platform
 import shlex
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
+from omegaconf import OmegaConf
 
 from lightning_t2drl.checks import one_of
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.files import write_atomically
-from lightning_t2drl.run.cli import compose_config, run, sweep
-from lightning_t2drl.run.evaluate import run_evaluation
-from lightning_t2drl.run.schemas import BenchmarkConfig, EvaluateConfig, SuiteConfig, TrainConfig, strict
-from lightning_t2drl.run.train import train
+from lightning_t2drl.files import as_json, write_atomically
+from lightning_t2drl.run.cli import run
+from lightning_t2drl.run.compose import Composed, compose
+from lightning_t2drl.run.evaluate import RESULT, play
+from lightning_t2drl.run.overrides import quote, read
+from lightning_t2drl.run.schemas import BenchmarkConfig, SuiteConfig
+from lightning_t2drl.run.screen import console
+from lightning_t2drl.run.sweep import launch
 from lightning_t2drl.suite.comparison import draw_comparison, draw_curves, write_tables
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SEARCHING = ("genetic",)  # allocators that take a tenth of a second per slot
 CURVE_POINTS = 10  # evaluations along a learning curve
-RESULT = "evaluation.json"
-MADE = "commit.txt"  # beside a result: the commit it was made at
+DONE = "job.json"  # what a finished job found and the commit it was made at; its one rename makes the job finished
+ALONE = "references=[]"  # a suite has references of its own
+JOBS = "jobs"  # folder of output_dir that the jobs are in
+PUBLISHED = Path("results")
 
 
 @dataclass(frozen=True)
@@ -42,198 +48,246 @@ class Job:
 
     Args:
         scheme, value, seed: what it is to the suite.
-        entry: `train` or `evaluate`.
-        overrides: what the entry point is told, beside where results go.
+        command: `train` or `evaluate`.
+        words: what the command is told, beside where results go.
         directory: where results go. Jobs that compute the same share it, in whichever suites they are.
     """
 
     scheme: str
     value: float | None
     seed: int | None
-    entry: str
-    overrides: tuple[str, ...]
+    command: str
+    words: tuple[str, ...]
     directory: Path
 
     @property
-    def result(self) -> Path:
-        return self.directory / RESULT
+    def done(self) -> bool:
+        return (self.directory / DONE).exists()
 
     @property
     def trains(self) -> bool:
-        return self.entry == "train"
+        return self.command == "train"
+
+    def found(self) -> dict[str, Any]:
+        """`commit`, `evaluation` and, of a training run, `training_seconds`."""
+        return json.loads((self.directory / DONE).read_text())
 
     def __str__(self) -> str:
         known = {"value": self.value, "seed": self.seed}
         return ", ".join([self.scheme, *(f"{key} {n:g}" for key, n in known.items() if n is not None)])
 
 
-def run_suite(config: BenchmarkConfig, raw: DictConfig, overrides: list[str]) -> pd.DataFrame | None:
-    """Run what is not finished, then write `results.csv`, `README.md`, figures, and learning curves if asked for.
-
-    The jobs are a sweep over `job`, the number of the only one to run, by whichever of Hydra's launchers is asked for.
+@dataclass(frozen=True)
+class Comparison:
+    """What a suite found.
 
     Args:
-        config: the composed and checked configuration.
-        raw: the same as Hydra composed it; not needed here.
-        overrides: the command line, quoted in the report.
+        name: of the suite.
+        results: one row per scheme, value and training seed.
+        output_dir: where its page, tables and figures are.
+    """
 
-    Returns:
-        The tidy results, one row per scheme, value and training seed; None if it was for one job only.
+    name: str
+    results: pd.DataFrame
+    output_dir: Path
+
+
+def run_suite(composed: Composed) -> Comparison:
+    """Run what is not finished, then write `results.csv`, `README.md`, figures, and learning curves if asked for.
+
+    Jobs run in `workers` processes on this machine, or as the words on `hydra/launcher` say.
 
     Raises:
-        UserError: a job failed; the line says which and how.
+        UserError: a job failed, the first that did; the line says which and how. The others have run.
     """
-    jobs = make_jobs(config)
-    if config.job is not None:
-        if config.job >= len(jobs):
-            raise UserError(f"job: {config.job}; suite {config.suite.name} has the jobs 0 to {len(jobs) - 1}")
-        job = jobs[config.job]
-        execute(job, config.suite)
-        unfinished = {other.directory for other in jobs if not other.result.exists()}
-        print(f"{config.suite.name}: {job} finished, {len(unfinished)} to go", flush=True)
-        return None
-    for name in config.suite.gather:
-        chosen = [
-            f"suite={name}",
-            *(o for o in overrides if not o.startswith(("suite=", "suite.", "+suite.", "~suite."))),
-        ]
-        part = strict(BenchmarkConfig, compose_config("benchmark", chosen))
-        run_suite(part, raw, chosen)
-    console = Console()
+    config: BenchmarkConfig = composed.config
+    suite, launcher, screen = config.suite, composed.launcher, console()
+    given = read(composed.arguments)
+    flags = [f"--config-dir={directory}" for directory in given.config_dirs]
+    jobs = make_jobs(config, flags)
+    for name in _gathered(config):
+        others = [word for word in given.overrides if not word.lstrip("+~").startswith(("suite=", "suite."))]
+        run_suite(compose("benchmark", [*flags, f"suite={name}", *others]))
     for trains in (True, False):  # evaluations may need what was trained
-        todo = {job.directory: n for n, job in enumerate(jobs) if job.trains is trains and not job.result.exists()}
+        todo = list({job.directory: job for job in jobs if job.trains is trains and not job.done}.values())
         what = "training runs" if trains else "evaluations"
-        console.print(f"suite {config.suite.name}, budget {config.budget}: {len(todo)} {what} to go")
+        screen.print(f"suite {suite.name}, budget {config.budget}: {len(todo)} {what} to go")
         if todo:
-            numbers = ",".join(str(n) for n in todo.values())
-            sweep("benchmark", BenchmarkConfig, run_suite, [*_launcher(config, overrides), f"job={numbers}"])
-    results = collect(jobs, config.suite)
-    directory = Path(config.output_dir) / f"{config.suite.name}-{config.budget}"
-    directory.mkdir(parents=True, exist_ok=True)
-    results.to_csv(directory / "results.csv", index=False)
-    curves = collect_curves(jobs) if config.suite.curves else None
-    if curves is not None:
-        curves.to_csv(directory / "curves.csv", index=False)
-        draw_curves(curves, results, config.suite, directory)
-    gathered = [directory.with_name(f"{name}-{config.budget}") for name in config.suite.gather]
-    command = shlex.join(["python", "benchmark.py", *overrides])
-    write_tables(results, config.suite, directory, _provenance(config, jobs, command), gathered)
-    draw_comparison(results, config.suite, directory)
-    console.print((directory / "README.md").read_text(), markup=False)
+            here = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={config.workers}"]
+            named = any(word.startswith("hydra/launcher=") for word in launcher)
+            task = partial(_numbered, suite.name, todo)
+            failures = [o for o in launch(task, len(todo), launcher if named else [*here, *launcher]) if o is not None]
+            if failures:
+                raise failures[0]
+    directory = (PUBLISHED if config.publish else Path(config.output_dir)) / f"{suite.name}-{config.budget}"
+    results = report(config, jobs, directory, shlex.join(["t2drl", "benchmark", *composed.arguments]))
+    screen.print((directory / "README.md").read_text())
+    screen.print(f"written to {directory}")
+    return Comparison(suite.name, results, directory)
+
+
+def report(config: BenchmarkConfig, jobs: Sequence[Job], directory: Path, command: str) -> pd.DataFrame:
+    """Write what finished jobs found: CSV files, figures and the page, each of them whole or not at all."""
+    suite = config.suite
+    results = collect(jobs, suite)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(directory / "results.csv", results.to_csv(index=False))
+        if suite.curves:
+            curves = collect_curves(jobs)
+            write_atomically(directory / "curves.csv", curves.to_csv(index=False))
+            draw_curves(curves, results, suite, directory)
+        gathered = [directory.with_name(f"{name}-{config.budget}") for name in _gathered(config)]
+        draw_comparison(results, suite, directory)
+        write_tables(results, suite, directory, _provenance(config, jobs, command), gathered)
+    except OSError as error:
+        raise UserError(f"output_dir: {directory} cannot be written ({error.strerror})") from None
     return results
-
-
-def _launcher(config: BenchmarkConfig, overrides: list[str]) -> list[str]:
-    """The command line with a launcher: one process per worker on this machine, unless another is named."""
-    if any(o.startswith("hydra/launcher=") for o in overrides):
-        return overrides
-    return [*overrides, "hydra/launcher=joblib", f"hydra.launcher.n_jobs={config.workers}"]
 
 
 # -- jobs
 
 
-def make_jobs(config: BenchmarkConfig) -> list[Job]:
-    """All jobs of a suite: learners once per seed, fixed schemes once, each at every value."""
+def _gathered(config: BenchmarkConfig) -> list[str]:
+    return [] if config.budget == "tiny" else config.suite.gather
+
+
+def make_jobs(config: BenchmarkConfig, flags: Sequence[str] = ()) -> list[Job]:
+    """All jobs of a suite: learners once per seed, fixed schemes once, each at every value.
+
+    Args:
+        config: of the benchmark.
+        flags: such as `--config-dir=DIR`, told to every job.
+
+    Raises:
+        UserError: the suite names something that there is not.
+    """
     suite = config.suite
     one_of("suite", suite, reference=tuple(suite.fixed), best=tuple(suite.fixed))
     if suite.transfer and suite.sweep is None:
         raise UserError(
             "suite.transfer: true needs suite.sweep, the key at whose values trained policies are evaluated"
         )
+    make = _Jobs(config, tuple(flags))
     seeds = range(suite.amount("seeds", config.budget))
     pairs = [(scheme, seed) for scheme in suite.learners for seed in seeds]
     values: list[float | None] = [*suite.values] or [None]
-    jobs = [_fixed(config, scheme, value) for value in values for scheme in suite.fixed]
+    values = values[:2] if config.budget == "tiny" else values
+    jobs = [make.fixed(scheme, v) for v in values for scheme in sorted(suite.fixed, key=lambda s: s == suite.best)]
     if suite.transfer:
-        trained = [_trained(config, scheme, None, seed) for scheme, seed in pairs]
-        return jobs + trained + [_transferred(config, job, value) for value in values for job in trained]
-    return jobs + [_trained(config, scheme, value, seed) for value in values for scheme, seed in pairs]
+        trained = [make.trained(scheme, None, seed) for scheme, seed in pairs]
+        return jobs + trained + [make.transferred(job, value) for value in values for job in trained]
+    return jobs + [make.trained(scheme, value, seed) for value in values for scheme, seed in pairs]
 
 
-def _swept(suite: SuiteConfig, value: float | None) -> list[str]:
-    return [] if value is None else [f"{suite.sweep}={value:g}"]
+@dataclass(frozen=True)
+class _Jobs:
+    """Makes the jobs of one suite."""
 
+    config: BenchmarkConfig
+    flags: tuple[str, ...]
 
-def _fixed(config: BenchmarkConfig, scheme: str, value: float | None) -> Job:
-    suite = config.suite
-    if len(suite.fixed[scheme]) != 2:
-        raise UserError(f"suite.fixed.{scheme}: {suite.fixed[scheme]} is not [cacher, allocator]")
-    cacher, allocator = suite.fixed[scheme]
-    episodes = suite.amount("slow_episodes" if allocator in SEARCHING else "episodes", config.budget)
-    base = (f"env={suite.env}", f"cacher={cacher}", f"allocator={allocator}")
-    changes = [o for o in _swept(suite, value) if o.startswith("env.")]
-    return _job(config, scheme, value, None, "evaluate", base, [*changes, f"episodes={episodes}"])
+    def fixed(self, scheme: str, value: float | None) -> Job:
+        suite, pair = self.config.suite, self.config.suite.fixed[scheme]
+        if len(pair) != 2:
+            raise UserError(f"suite.fixed.{scheme}: {pair} is not [cacher, allocator]")
+        cacher, allocator = pair
+        episodes = suite.amount("slow_episodes" if allocator in SEARCHING else "episodes", self.config.budget)
+        base = (f"env={suite.env}", f"cacher={cacher}", f"allocator={allocator}", ALONE)
+        changes = [word for word in self._swept(value) if word.startswith("env.")]
+        return self._composed(scheme, value, None, "evaluate", base, [*changes, f"episodes={episodes}"])
 
+    def trained(self, scheme: str, value: float | None, seed: int) -> Job:
+        suite, budget, learner = self.config.suite, self.config.budget, self.config.suite.learners[scheme]
+        frames = round(suite.amount("frames", budget) * learner.length)
+        every = max(frames // CURVE_POINTS, 1) if suite.curves else 0
+        changes = [*self._swept(value), f"seed={seed}", f"frames={frames}", *learner.overrides]
+        changes += [f"evaluation.final_episodes={suite.amount('episodes', budget)}"]
+        changes += [f"evaluation.every_n_frames={every}"]
+        base = (f"experiment={learner.experiment}", f"env={suite.env}")
+        return self._composed(scheme, value, seed, "train", base, changes)
 
-def _trained(config: BenchmarkConfig, scheme: str, value: float | None, seed: int) -> Job:
-    suite, budget, learner = config.suite, config.budget, config.suite.learners[scheme]
-    frames = round(suite.amount("frames", budget) * learner.length)
-    every = max(frames // CURVE_POINTS, 1) if suite.curves else 0
-    changes = [*_swept(suite, value), f"seed={seed}", f"frames={frames}", *learner.overrides]
-    changes += [f"evaluation.final_episodes={suite.amount('episodes', budget)}", f"evaluation.every_n_frames={every}"]
-    base = (f"experiment={learner.experiment}", f"env={suite.env}")
-    return _job(config, scheme, value, seed, "train", base, changes)
+    def transferred(self, trained: Job, value: float | None) -> Job:
+        """A policy that was trained once, evaluated at one of the values."""
+        episodes = self.config.suite.amount("episodes", self.config.budget)
+        changes = [*self._swept(value), f"episodes={episodes}"]
+        directory = self._directory(trained.scheme, [trained.directory.name, changes])
+        checkpoint = f"checkpoint={quote(str(trained.directory / 'checkpoints' / 'last'))}"
+        return Job(
+            trained.scheme, value, trained.seed, "evaluate", (*self.flags, checkpoint, ALONE, *changes), directory
+        )
 
+    def _swept(self, value: float | None) -> list[str]:
+        return [] if value is None else [f"{self.config.suite.sweep}={value:g}"]
 
-def _transferred(config: BenchmarkConfig, trained: Job, value: float | None) -> Job:
-    """A policy that was trained once, evaluated at one of the values."""
-    base = (f"checkpoint={trained.directory / 'checkpoints' / 'last'}",)
-    changes = [*_swept(config.suite, value), f"episodes={config.suite.amount('episodes', config.budget)}"]
-    return _job(config, trained.scheme, value, trained.seed, "evaluate", base, changes)
+    def _composed(
+        self,
+        scheme: str,
+        value: float | None,
+        seed: int | None,
+        command: str,
+        base: tuple[str, ...],
+        changes: list[str],
+    ) -> Job:
+        """A job in a directory named after what it computes: the base's whole config, and what changes it."""
+        name = base[0].partition("=")[2] if command == "train" else scheme
+        try:
+            plain = _plain(command, (*self.flags, *base))
+        except UserError as error:
+            raise UserError(f"suite.{self.config.suite.name}: {scheme}: {error}") from None
+        different = sorted(word for word in changes if not _says_nothing(word, plain))
+        directory = self._directory(name, [command, base, plain, different])
+        return Job(scheme, value, seed, command, (*self.flags, *base, *changes), directory)
 
-
-def _job(
-    config: BenchmarkConfig,
-    scheme: str,
-    value: float | None,
-    seed: int | None,
-    entry: str,
-    base: tuple[str, ...],
-    changes: list[str],
-) -> Job:
-    """A job in a directory named after what it computes: the base's whole config, and what changes it."""
-    name = base[0].partition("=")[2] if entry == "train" else scheme
-    try:
-        plain = _plain(entry, base)
-    except UserError as error:
-        raise UserError(f"suite.{config.suite.name}: {scheme}: {error}") from None
-    different = sorted(o for o in changes if not _says_nothing(o, plain))
-    text = json.dumps([entry, base, plain, different], sort_keys=True)
-    digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-    directory = Path(config.work_dir) / f"{name}-{digest}"
-    return Job(scheme, value, seed, entry, (*base, *changes), directory)
+    def _directory(self, name: str, content: Any) -> Path:
+        digest = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=6).hexdigest()
+        return Path(self.config.output_dir) / JOBS / f"{Path(name).stem}-{digest}"
 
 
 @functools.cache
-def _plain(entry: str, base: tuple[str, ...]) -> Any:
-    return OmegaConf.to_container(compose_config(entry, list(base)), resolve=True)
+def _plain(command: str, words: tuple[str, ...]) -> Any:
+    return compose(command, words).plain
 
 
-def _says_nothing(override: str, plain: Any) -> bool:
+def _says_nothing(word: str, plain: Any) -> bool:
     """Whether an override only repeats what the base config says."""
-    parsed = OverridesParser.create().parse_override(override)
+    parsed = OverridesParser.create().parse_override(word)
     return bool(OmegaConf.select(OmegaConf.create(plain), parsed.key_or_group) == parsed.value())
 
 
-def execute(job: Job, suite: SuiteConfig) -> None:
+def _numbered(suite: str, jobs: Sequence[Job], number: int) -> UserError | None:
+    """Run one of the jobs and say that it is done; what went wrong is returned, so that the others go on."""
+    job = jobs[number]
+    try:
+        execute(job)
+    except UserError as error:
+        print(f"{suite}: {job} failed: {error}", flush=True)
+        return UserError(f"suite.{suite}: {job} failed: {error}")
+    print(f"{suite}: {job} finished, {sum(not other.done for other in jobs)} to go", flush=True)
+    return None
+
+
+def execute(job: Job) -> None:
     """Run one job in this process, from where it was interrupted if it was.
 
     Raises:
         UserError: what went wrong with it.
     """
+    if job.done:  # by another suite, in the meantime
+        return
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        found = _train(job) if job.trains else {"evaluation": play(compose("evaluate", job.words))}
     job.directory.mkdir(parents=True, exist_ok=True)
-    overrides = [*job.overrides, "progress_bar=false"]
-    try:
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            if job.trains:
-                overrides += [f"output_dir={job.directory}", "resume=auto", "figures=false"]
-                run("train", TrainConfig, train, overrides)
-            else:
-                run("evaluate", EvaluateConfig, run_evaluation, [*overrides, f"output={job.result}"])
-    except UserError as error:
-        raise UserError(f"suite.{suite.name}: {job} failed: {error}") from None
-    write_atomically(job.directory / MADE, commit() + "\n")
+    write_atomically(job.directory / DONE, as_json({"commit": commit(), **found}))
+
+
+def _train(job: Job) -> dict[str, Any]:
+    summary = job.directory / "summary.json"
+    if not summary.exists():  # the last thing that a run writes
+        where = [f"output_dir={quote(str(job.directory))}", "resume=auto", "progress_bar=false", "figures=false"]
+        run("train", [*job.words, *where])
+    evaluation = json.loads((job.directory / RESULT).read_text())
+    return {"evaluation": evaluation, "training_seconds": json.loads(summary.read_text())["training_seconds"]}
 
 
 def commit() -> str:
@@ -253,21 +307,22 @@ def commit() -> str:
 # -- results
 
 
-def collect(jobs: list[Job], suite: SuiteConfig) -> pd.DataFrame:
+def collect(jobs: Sequence[Job], suite: SuiteConfig) -> pd.DataFrame:
     """One row per evaluation with its means, and beside them those of the reference and the best scheme.
 
     A scheme that searches plays few episodes, which are the first ones of the others (see `evaluate`). Its utility and
     hit ratio are put on the scale of all episodes by what the best scheme reached in these and in all; what it reached
     itself stays as `utility_played`, `hit_ratio_played`.
     """
-    stored = {job: json.loads(job.result.read_text()) for job in jobs if not (job.trains and suite.transfer)}
+    found = {job: job.found() for job in jobs if not (job.trains and suite.transfer)}
+    stored = {job: content["evaluation"] for job, content in found.items()}
     metrics = {job: content["schemes"][content["name"]] for job, content in stored.items()}
     rows = []
     for job, content in stored.items():
         row: dict[str, Any] = {"scheme": job.scheme, "value": job.value, "seed": job.seed}
         row |= {"episodes": content["episodes"]} | {key: entry["mean"] for key, entry in metrics[job].items()}
         if job.trains:
-            row["training_seconds"] = json.loads((job.directory / "summary.json").read_text())["training_seconds"]
+            row["training_seconds"] = found[job]["training_seconds"]
         reference, best = (
             metrics[next(j for j in stored if j.scheme == scheme and j.value == job.value)]
             for scheme in (suite.reference, suite.best)
@@ -281,7 +336,7 @@ def collect(jobs: list[Job], suite: SuiteConfig) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def collect_curves(jobs: list[Job]) -> pd.DataFrame:
+def collect_curves(jobs: Sequence[Job]) -> pd.DataFrame:
     """The learners' evaluations during training, one row per scheme, value, seed and frame."""
     parts = []
     for job in jobs:
@@ -294,10 +349,10 @@ def collect_curves(jobs: list[Job]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _provenance(config: BenchmarkConfig, jobs: list[Job], command: str) -> list[str]:
+def _provenance(config: BenchmarkConfig, jobs: Sequence[Job], command: str) -> list[str]:
     """Who made this: command, commits, date, machine class, settings."""
     suite, budget = config.suite, config.budget
-    commits = sorted({(job.directory / MADE).read_text().strip() for job in jobs})
+    commits = sorted({job.found()["commit"] for job in jobs})
     return [
         f"- command: `{command}`",
         f"- runs made at commit {', '.join(commits)}; page of {date.today().isoformat()}; {platform.machine()} with "

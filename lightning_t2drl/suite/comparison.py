@@ -13,6 +13,7 @@ import pandas as pd
 from rliable import library, metrics
 from scipy.stats import bootstrap
 
+from lightning_t2drl.files import write_atomically
 from lightning_t2drl.run.figures import PALETTE, save, style
 from lightning_t2drl.run.schemas import SuiteConfig
 
@@ -205,13 +206,13 @@ def write_tables(
     comparisons = probability_of_improvement(results, suite)
     lines += ["", *comparisons] if comparisons else []
     if suite.learners:
-        improvements(results, suite).to_csv(directory / "gains.csv", index=False)
+        write_atomically(directory / "gains.csv", improvements(results, suite).to_csv(index=False))
         lines += ["", *largest_improvements(results, suite)]
     if gathered:
         lines += ["", *gathered_improvements(gathered, suite)]
     lines += ["", f"![{suite.name}](figure.png)"]
     lines += ["", "![Learning curves](curves.png)"] if suite.curves else []
-    (directory / "README.md").write_text("\n".join(lines) + "\n")
+    write_atomically(directory / "README.md", "\n".join(lines) + "\n")
 
 
 def draw_comparison(results: pd.DataFrame, suite: SuiteConfig, directory: Path) -> Path:

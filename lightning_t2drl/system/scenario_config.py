@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
+from yaml import YAMLError
 
 from lightning_t2drl.checks import one_of
 from lightning_t2drl.errors import UserError
@@ -124,20 +126,17 @@ def load_scenario(name: str = "paper", **overrides: Any) -> Scenario:
     """The scenario that `env=NAME` describes.
 
     Args:
-        name: a file of `configs/env/` without its ending (`paper`, `drift`, ...).
+        name: a file of `configs/env/` without its ending (`paper`, `drift`, ...), or the path of a file of one's own,
+            which ends in `.yaml`.
         **overrides: config keys in their units (`bandwidth_mhz=10`) or fields of `Scenario` in SI units
             (`bandwidth=10e6`); keys of `service` go by their own names (`full_steps=150`).
 
     Raises:
         UserError: there is no such scenario or key, or the value is not possible.
     """
-    path = CONFIG_ROOT / "env" / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml") if not p.stem.startswith("_")))
-        raise UserError(f"env={name}: no such scenario; there are {known}")
-    content = OmegaConf.to_container(_load_env_file(path), resolve=True)
+    content = OmegaConf.to_container(_load_env_file(_env_file(str(name))), resolve=True)
     assert isinstance(content, dict)
-    values: dict[str, Any] = {k: v for k, v in content.items() if k in ScenarioConfig.__dataclass_fields__}
+    values: dict[str, Any] = {str(key): value for key, value in content.items() if key != "num_envs"}
     for name_given, given in overrides.items():
         key, value = _in_config_units(name_given, given.tolist() if isinstance(given, Tensor) else given)
         if key in ServiceConfig.__dataclass_fields__:
@@ -165,12 +164,32 @@ def _in_config_units(key: str, value: Any) -> tuple[str, Any]:
     return key, value
 
 
-def _load_env_file(path: Path) -> Any:
-    """An env file with the one it builds on (`defaults: [paper]`), as Hydra would compose it."""
-    content = OmegaConf.load(path)
-    assert isinstance(content, DictConfig)
-    bases = [d for d in content.pop("defaults", []) if d != "_self_"]
-    return OmegaConf.merge(*(_load_env_file(path.with_name(f"{base}.yaml")) for base in bases), content)
+def _env_file(name: str, beside: Path | None = None) -> Path:
+    """The file of a scenario: at a path, beside a file that names it, or among those that come with the package."""
+    shipped = CONFIG_ROOT / "env"
+    if name.endswith((".yaml", ".yml")):
+        candidates = [Path(name)]
+    else:
+        candidates = [*([] if beside is None else [beside.with_name(f"{name}.yaml")]), shipped / f"{name}.yaml"]
+    for path in candidates:
+        if path.is_file() and path != beside:
+            return path
+    known = ", ".join(sorted(p.stem for p in shipped.glob("*.yaml") if not p.stem.startswith("_")))
+    raise UserError(f"env={name}: no such scenario; there are {known}, and files of your own as PATH.yaml")
+
+
+def _load_env_file(path: Path) -> DictConfig:
+    """An env file on top of those that its `defaults:` name, as Hydra would compose it."""
+    try:
+        content = OmegaConf.load(path)
+    except (OSError, YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise UserError(f"env={path}: cannot be read ({' '.join(str(error).split())})") from None
+    if not isinstance(content, DictConfig):
+        raise UserError(f"env={path}: holds no keys")
+    bases = [str(base) for base in content.pop("defaults", []) if base != "_self_"]
+    merged = OmegaConf.merge(*(_load_env_file(_env_file(base, path)) for base in bases), content)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def build_scenario(config: ScenarioConfig) -> Scenario:

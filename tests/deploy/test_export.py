@@ -17,15 +17,13 @@ from tensordict import TensorDict
 from lightning_t2drl.deploy import Controller
 from lightning_t2drl.deploy import controller as deploy
 from lightning_t2drl.deploy import export as exporting
-from lightning_t2drl.deploy.export import run_export
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.loop.checkpoints import AtomicCheckpointIO, in_order, load_checkpoint
+from lightning_t2drl.loop.checkpoints import AtomicCheckpointIO, in_order
 from lightning_t2drl.loop.state import KEY
 from lightning_t2drl.networks.heads import CompetitiveHead, TanhHead
-from lightning_t2drl.run.cli import entry_point, quiet_libraries, run
+from lightning_t2drl.run.cli import main, quiet_libraries, run
+from lightning_t2drl.run.compose import compose
 from lightning_t2drl.run.evaluate import load_policies
-from lightning_t2drl.run.schemas import ExportConfig, TrainConfig
-from lightning_t2drl.run.train import train
 from lightning_t2drl.system import amend_allocation
 from tests.conftest import TINY
 from tests.worlds import slots_of
@@ -49,14 +47,14 @@ TOLERANCE = {TanhHead: 1e-6, CompetitiveHead: 5e-5}
 
 def export(*overrides, **keys):
     """`export.py` in this process."""
-    return run("export", ExportConfig, run_export, [*overrides, *(f"{k}={v}" for k, v in keys.items())])
+    return run("export", [*overrides, *(f"{k}={v}" for k, v in keys.items())])
 
 
 def trained(directory):
     """The checkpoint of a tiny run."""
     sizes = [f"{n}.hidden=16" for n in ("allocator.actor", "allocator.critic", "cacher.network")]
     keys = [*TINY, "frames=2", "evaluation.every_n_frames=0", *KNAPSACK, *sizes, f"output_dir={directory}"]
-    run("train", TrainConfig, train, keys)
+    run("train", keys)
     return in_order(directory / "checkpoints")[-1]
 
 
@@ -104,14 +102,14 @@ def made(name, directory):
     AtomicCheckpointIO().save_checkpoint(stored, path)
 
     def load(*changes):
-        return load_policies(load_checkpoint(path), path, None, list(changes))[1:]
+        return load_policies(compose("export", [f"checkpoint={path}", *changes]))[1:]
 
     allocator = load()[2]
     if name == "sets":
         tell_users_apart(allocator)
         parameters |= {f"allocator.{key}": value for key, value in allocator.state_dict().items()}
         AtomicCheckpointIO().save_checkpoint(stored, path)
-    content = export(checkpoint=path, output=directory / "policy")
+    content = export(checkpoint=path, output_dir=directory / "policy")
     scenario, cacher, allocator = load()
     return SimpleNamespace(
         name=name,
@@ -442,7 +440,7 @@ def exchanged(policies, tmp_path_factory):
 
 
 def test_a_cacher_without_a_network_is_left_out_and_named(exchanged, no_tracing, tmp_path, capsys):
-    export(checkpoint=exchanged("cacher", "lru.LRUCacher"), output=tmp_path / "policy")
+    export(checkpoint=exchanged("cacher", "lru.LRUCacher"), output_dir=tmp_path / "policy")
     assert "cacher: left out: LRUCacher has no network" in capsys.readouterr().out
     assert sorted(p.name for p in (tmp_path / "policy").iterdir()) == [deploy.ALLOCATOR, deploy.POLICY]
     with pytest.raises(ValueError, match="decides no cache: LRUCacher"):
@@ -451,18 +449,18 @@ def test_a_cacher_without_a_network_is_left_out_and_named(exchanged, no_tracing,
 
 def test_a_static_cacher_is_exported_as_its_one_cache(exchanged, no_tracing, tmp_path):
     """The models count from the most popular; of 2, 3, 4 and 5 GB the first two fit into 8 GB."""
-    export(checkpoint=exchanged("cacher", "popular.PopularCacher"), output=tmp_path / "policy")
+    export(checkpoint=exchanged("cacher", "popular.PopularCacher"), output_dir=tmp_path / "policy")
     assert Controller(tmp_path / "policy").cache([1] * 4).tolist() == [True, True, False, False]
 
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ("output=new", "checkpoint: missing"),
+        ("output_dir=new", "checkpoint: missing"),
         ("checkpoint=missing.ckpt", "missing.ckpt: no such checkpoint"),
         ("checkpoint={equal}", "has nothing to export: EqualAllocator"),
-        ("checkpoint={ddpg} output=there", "output: there exists already"),
-        ("checkpoint={ddpg} output=file/policy", "output: file/policy cannot be written"),
+        ("checkpoint={ddpg} output_dir=full", "output_dir: full is not empty"),
+        ("checkpoint={ddpg} output_dir=file/policy", "output_dir: file/policy cannot be written"),
         ("checkpoint={ddpg} outptu=new", "outptu: no such key"),
         ("checkpoint={ddpg} env.users=5", "does not fit the changed config"),
     ],
@@ -470,15 +468,15 @@ def test_a_static_cacher_is_exported_as_its_one_cache(exchanged, no_tracing, tmp
 def test_bad_input_is_one_line_and_writes_nothing(arguments, line, policies, exchanged, tmp_path, monkeypatch, capsys):
     checkpoints = {"ddpg": policies("ddpg").checkpoint, "equal": exchanged("allocator", "equal.EqualAllocator")}
     monkeypatch.chdir(tmp_path)
-    Path("there").mkdir()
+    Path("full").mkdir()
+    Path("full/notes").touch()
     Path("file").write_text("mine")
-    monkeypatch.setattr(sys, "argv", ["export.py", *arguments.format(**checkpoints).split()])
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        entry_point("export", ExportConfig, run_export)
+        main(["export", *arguments.format(**checkpoints).split()])
     error = capsys.readouterr().err
     assert stop.value.code == 1 and error.startswith("error: ") and error.count("\n") == 1 and line in error
-    assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "there"]
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "full", "notes"]
 
 
 def test_an_export_that_fails_halfway_leaves_nothing(policies, tmp_path, monkeypatch):
@@ -487,8 +485,8 @@ def test_an_export_that_fails_halfway_leaves_nothing(policies, tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(exporting, "write_graph", full)
-    with pytest.raises(UserError, match=r"output: .*policy cannot be written \(No space left on device\)"):
-        export(checkpoint=policies("ddpg").checkpoint, output=tmp_path / "policy")
+    with pytest.raises(UserError, match=r"output_dir: .*policy cannot be written \(No space left on device\)"):
+        export(checkpoint=policies("ddpg").checkpoint, output_dir=tmp_path / "policy")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -496,4 +494,4 @@ def test_missing_exporters_are_named(policies, tmp_path, monkeypatch):
     checkpoint = policies("ddpg").checkpoint
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UserError, match=r"needs onnxscript: pip install 'lightning-t2drl\[deploy\]'"):
-        export(checkpoint=checkpoint, output=tmp_path / "policy")
+        export(checkpoint=checkpoint, output_dir=tmp_path / "policy")

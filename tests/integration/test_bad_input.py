@@ -8,26 +8,16 @@ import io
 import math
 import os
 import pickle
-import sys
 import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from lightning_t2drl.run.cli import entry_point
-from lightning_t2drl.run.evaluate import run_evaluation
-from lightning_t2drl.run.schemas import BenchmarkConfig, EvaluateConfig, TrainConfig
-from lightning_t2drl.run.train import train
-from lightning_t2drl.suite.benchmark import run_suite
+from lightning_t2drl.run.cli import main
 from lightning_t2drl.system.scenario_config import CONFIG_ROOT
 
-T, E, B = "train.py", "evaluate.py", "benchmark.py"
-ENTRY = {
-    T: ("train", TrainConfig, train),
-    E: ("evaluate", EvaluateConfig, run_evaluation),
-    B: ("benchmark", BenchmarkConfig, run_suite),
-}
+T, E, B, X = "train", "evaluate", "benchmark", "export"
 OUT = "output_dir=out"
 
 CASES = [
@@ -38,6 +28,31 @@ CASES = [
     (T, "++cacher.epsilonn=0.1", "cacher.epsilonn"),
     (T, "allocator.actor.hiddn=3", "allocator.actor.hiddn"),
     (T, "experiment=t3drl", "experiment=t3drl"),
+    (T, "experiment=t2drl_set", "experiment=t2drl"),
+    (T, "experiment=[rcars,oracle]", "experiment"),
+    (T, "env=null", "env=null"),
+    (T, "~logger", "~logger"),
+    (T, "env=3", "env=3"),
+    (T, "+env=paper", "+env=paper"),
+    (T, "env@world=paper", "env@world=paper"),
+    (T, "env=mine.yaml", "mine.yaml"),
+    (T, "env=text.ckpt/mine.yaml", "text.ckpt/mine.yaml"),
+    (T, "env.storage_capacity=3", "env.storage_capacity_gb"),
+    (T, "users=3", "env.users"),
+    (T, "~env.users", "~env.users"),
+    (T, "~env.user", "env.users"),
+    (T, "env.users=1,2", "env.users=1,2"),
+    (T, "env.users=???", "env.users"),
+    (T, "env.users=${nope}", "nope"),
+    (T, "allocator.denoising_steps=5", "allocator.diffusion.steps"),
+    (T, "hydra/launcher=joblib", "hydra/launcher"),
+    (T, "--config-dir=nowhere", "--config-dir"),
+    (T, "hydra.searchpath=[nowhere]", "nowhere"),
+    (T, "--resume", "--resume"),
+    (T, "name=a/b", "name"),
+    (T, "-m seed=0,1 frames=1 output_dir=out", "output_dir"),
+    (T, "output_dir=null -m seed=0,1 hydra/launcher=ray", "hydra/launcher=ray"),
+    (T, "-m seed=interval(0,1)", "interval"),
     (T, "env=mars", "env=mars"),
     (T, "cacher=best", "cacher=best"),
     (T, "allocator=none", "allocator=none"),
@@ -84,17 +99,21 @@ CASES = [
     (T, "env.service=3", "env.service"),
     # policies, loop, trainer
     (T, "cacher.epsilon=3", "cacher.epsilon"),
-    (T, "cacher.infeasible=maybe", "cacher.infeasible"),
+    (T, "cacher.infeasible=mask", "cacher.infeasible"),
     (T, "cacher._target_=my.Cacher", "cacher._target_"),
+    (T, "cacher._target_=3", "cacher._target_"),
+    (T, "cacher._target_=[a,b]", "cacher._target_"),
+    (T, "cacher=_q_learning", "cacher._target_"),
     (T, "cacher._target_=lightning_t2drl.loop.replay.PackedReplay", "cacher._target_"),
     (T, "cacher=random cacher._target_=lightning_t2drl.allocators.equal.EqualAllocator", "cacher._target_"),
     (T, "cacher.network.activation=step", "activation"),
-    (T, "allocator.denoising_steps=0", "allocator.denoising_steps"),
-    (T, "allocator.prediction=noise", "allocator.prediction"),
-    (T, "allocator.schedule=cosine", "allocator.schedule"),
-    (T, "allocator.beta_max=2", "allocator.beta"),
+    (T, "allocator.diffusion.steps=0", "allocator.diffusion.steps"),
+    (T, "allocator/diffusion=noise", "allocator/diffusion=noise"),
+    (T, "allocator.diffusion.schedule=cosine", "allocator.diffusion.schedule"),
+    (T, "allocator/diffusion=epsilon allocator.diffusion.beta_max=2", "allocator.diffusion.beta"),
+    (T, "allocator.actor.hidden=-3", "allocator.actor.hidden"),
     (T, "allocator.discount=1.1", "allocator.discount"),
-    (T, "allocator.head=argmax", "allocator.head"),
+    (T, "allocator/head=argmax", "allocator/head=argmax"),
     (T, "allocator.actor.activation=step", "activation"),
     (T, "loop.slot_batch_size=0", "loop.slot_batch_size"),
     (T, "loop.gradient_clip=-1", "loop.gradient_clip"),
@@ -134,22 +153,30 @@ CASES = [
     (E, "env.users=0", "env.users"),
     (E, "seed=-1", "seed"),
     (E, "episodes=0", "episodes"),
-    (E, "episodes=2 output=nowhere/result.json", "output"),
-    (E, "episodes=2 output=used", "output"),
-    (E, "episodes=2 output=text.ckpt/result.json", "output"),
+    (E, "env=paper env.nope=1", "env.nope"),
+    (E, "cacher=random cacher.nope=3", "cacher.nope"),
+    (E, "references=[best]", "references"),
+    (E, "episodes=2 output=result.json", "output_dir"),
+    (E, "episodes=2 output_dir=used", "output_dir"),
+    (E, "episodes=2 output_dir=text.ckpt", "output_dir"),
+    (E, "episodes=2 output_dir=text.ckpt/a", "output_dir"),
+    (X, "output_dir=policy", "checkpoint"),
+    (X, "checkpoint=missing.ckpt", "missing.ckpt"),
     # benchmark.py
     (B, "suite=everything", "suite=everything"),
     (B, "suite.name=[a]", "suite.name"),
     (B, "suite.values=[few,many]", "suite.values"),
     (B, "suite.values=10", "suite.values"),
     (B, "suite.seeds_small=0", "suite.seeds_small"),
+    (B, "~suite.values", "~suite.values"),
     (B, "suite.episodes_small=1.5", "suite.episodes_small"),
     (B, "suite.reference=worst", "suite.reference"),
     (B, "suite.learners=[t2drl]", "suite.learners"),
     (B, "suite.fixed.rcars=random", "suite.fixed.rcars"),
     (B, "suite.fixed.rcars=[random]", "suite.fixed.rcars"),
     (B, "+suite.budget=1", "suite.budget"),
-    (B, "budget=tiny", "budget"),
+    (B, "budget=huge", "budget"),
+    (B, "work_dir=jobs", "output_dir"),
     (B, "workers=0", "workers"),
 ]
 
@@ -177,9 +204,8 @@ def complain(script, argument, directory, monkeypatch):
     unsuitable_files()
     before = {path: path.is_file() and path.read_bytes() for path in directory.rglob("*")}
     own_output = argument.startswith("output_dir=") or script != T
-    monkeypatch.setattr(sys, "argv", [script, *argument.split(" "), *([] if own_output else [OUT])])
     with pytest.raises(SystemExit) as stop:
-        entry_point(*ENTRY[script])
+        main([script, *argument.split(" "), *([] if own_output else [OUT])])
     assert stop.value.code == 1
     assert {path: path.is_file() and path.read_bytes() for path in directory.rglob("*")} == before
 
@@ -190,7 +216,7 @@ PUBLISHED = CONFIG_ROOT.parent / "docs" / "bad-input.md"
 def row(script, argument, said):
     """The case and what it says, as Markdown."""
     line = said.strip().removeprefix("error: ").replace("|", "\\|")
-    return f"| `{script} {argument}` | {line} |"
+    return f"| `t2drl {script} {argument}` | {line} |"
 
 
 @pytest.mark.parametrize(("script", "argument", "named"), CASES)
@@ -205,7 +231,7 @@ def test_one_line_names_it_and_nothing_is_written(script, argument, named, tmp_p
 
 def test_the_published_table_has_these_cases_and_no_others():
     published = [line.split(" | ")[0] for line in PUBLISHED.read_text().splitlines() if line.startswith("| `")]
-    assert published == [f"| `{script} {argument}`" for script, argument, _ in CASES]
+    assert published == [f"| `t2drl {script} {argument}`" for script, argument, _ in CASES]
 
 
 AT_THE_EDGE = [

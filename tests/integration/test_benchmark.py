@@ -9,22 +9,22 @@ import pandas as pd
 import pytest
 
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.run.cli import compose_config, run
-from lightning_t2drl.run.schemas import BenchmarkConfig, strict
+from lightning_t2drl.run.cli import run
+from lightning_t2drl.run.compose import compose
 from lightning_t2drl.suite import benchmark as benchmarking
 from lightning_t2drl.system.scenario_config import CONFIG_ROOT
+from tests.limits import seconds
 
 TINY = ["suite.seeds_small=1", "suite.frames_small=1", "suite.episodes_small=2"]
 
 
 def bench(tmp_path, *overrides):
-    paths = [f"output_dir={tmp_path / 'out'}", f"work_dir={tmp_path / 'work'}"]
-    return run("benchmark", BenchmarkConfig, benchmarking.run_suite, [*TINY, *overrides, *paths])
+    return run("benchmark", [*TINY, *overrides, f"output_dir={tmp_path / 'out'}"]).results
 
 
 def test_a_sweep_is_tabulated_drawn_and_not_repeated(tmp_path, monkeypatch):
     arguments = ["suite=storage", "suite.values=[10,20]", "suite.fixed.oracle=[popular,exact]"]
-    less = ["~suite.fixed.schrs", "~suite.learners.t2drl_ddpg_set", "~suite.fixed.popular_exact"]
+    less = ["~suite.fixed.schrs", "~suite.learners.t2drl_ddpg", "~suite.fixed.popular_exact"]
     results = bench(tmp_path, *arguments, *less)
     assert len(results) == 2 * (2 + 1)
     assert results.groupby("value").size().tolist() == [3, 3]
@@ -32,21 +32,20 @@ def test_a_sweep_is_tabulated_drawn_and_not_repeated(tmp_path, monkeypatch):
     assert {p.name for p in directory.iterdir()} == {"results.csv", "gains.csv", "README.md", "figure.png"}
     page = (directory / "README.md").read_text()
     assert "suite=storage" in page and "| 10 | rcars | - |" in page and "+0.00 %" in page
-    monkeypatch.setattr(benchmarking, "sweep", lambda *arguments: pytest.fail(f"{arguments} ran again"))
+    monkeypatch.setattr(benchmarking, "launch", lambda *arguments: pytest.fail(f"{arguments} ran again"))
     again = bench(tmp_path, *arguments, *less)
     pd.testing.assert_frame_equal(results, again)
 
 
 def test_terminating_it_ends_its_workers_too(tmp_path):
-    paths = [f"output_dir={tmp_path / 'out'}", f"work_dir={tmp_path / 'work'}"]
     endless = ["suite=headline", "suite.gather=[]", "suite.seeds_small=4", "suite.frames_small=1000000", "workers=1"]
-    command = [sys.executable, str(CONFIG_ROOT.parent / "benchmark.py"), *endless, *paths]
+    command = [sys.executable, str(CONFIG_ROOT.parent / "benchmark.py"), *endless, f"output_dir={tmp_path}"]
     suite = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while not list(tmp_path.glob("work/*/config.yaml")):
+    while not list(tmp_path.glob("jobs/*/config.yaml")):
         assert suite.poll() is None
         time.sleep(0.1)
     suite.send_signal(signal.SIGTERM)
-    suite.communicate(timeout=60)  # a worker that went on would hold the pipes
+    suite.communicate(timeout=seconds(60))  # a worker that went on would hold the pipes
     assert suite.returncode == 128 + signal.SIGTERM
 
 
@@ -58,15 +57,15 @@ def test_a_job_that_cannot_be_is_named(tmp_path):
 
 def test_a_job_that_fails_is_named_and_the_others_run(tmp_path, capfd):
     less = [
-        "~suite.learners.t2drl_set",
-        "~suite.learners.t2drl_ddpg_set",
+        "~suite.learners.t2drl",
+        "~suite.learners.t2drl_ddpg",
         "~suite.fixed.schrs",
         "~suite.fixed.popular_exact",
         "suite.fixed.oracle=[popular,equal]",
     ]
     with pytest.raises(UserError, match=r"^suite\.users: rcars, value 0 failed: env\.users: 0; must be"):
         bench(tmp_path, "suite=users", "suite.values=[0,3]", *less, "hydra/launcher=basic")
-    assert len(list((tmp_path / "work").glob("*/evaluation.json"))) == 2
+    assert len(list((tmp_path / "out/jobs").glob("*/job.json"))) == 2
     assert "users: oracle, value 3 finished, 2 to go" in capfd.readouterr().out
 
 
@@ -74,7 +73,7 @@ def test_suites_share_what_computes_the_same():
     """A swept value that is the scenario's own is the run of the suite without a sweep."""
     directories = {}
     for suite in ("headline", "users", "storage"):
-        config = strict(BenchmarkConfig, compose_config("benchmark", [f"suite={suite}", "suite.frames_small=160"]))
+        config = compose("benchmark", [f"suite={suite}", "suite.frames_small=160"]).config
         directories[suite] = {job.directory for job in benchmarking.make_jobs(config) if job.seed == 0}
     assert len(directories["headline"] & directories["users"]) == len(directories["headline"]) == 2
     assert directories["headline"] & directories["storage"] == directories["headline"]
@@ -87,12 +86,12 @@ def test_an_unknown_reference_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("suite", sorted(path.stem for path in (CONFIG_ROOT / "suite").glob("*.yaml")))
-@pytest.mark.parametrize("budget", ["small", "full"])
+@pytest.mark.parametrize("budget", ["tiny", "full"])
 def test_every_suite_makes_its_jobs(suite, budget):
-    config = strict(BenchmarkConfig, compose_config("benchmark", [f"suite={suite}", f"budget={budget}"]))
+    config = compose("benchmark", [f"suite={suite}", f"budget={budget}"]).config
     jobs = benchmarking.make_jobs(config)
     learners = [job for job in jobs if job.scheme in config.suite.learners]
     assert len({job.directory for job in learners}) == len(learners)  # no two of them are the same run
     for job in jobs:
-        if not any(o.startswith("checkpoint=") for o in job.overrides):
-            compose_config(job.entry, list(job.overrides))
+        if not any(word.startswith("checkpoint=") for word in job.words):
+            compose(job.command, job.words)

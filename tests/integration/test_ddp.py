@@ -17,13 +17,14 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from benchmarks.survival import RUN, compare, differences, finish, newest, start
+from lightning_t2drl.building import build_policies
 from lightning_t2drl.callbacks import FrameCheckpoint
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.loop import state as run_state
 from lightning_t2drl.loop.checkpoints import AtomicCheckpointIO, in_order, load_checkpoint
 from lightning_t2drl.loop.distributed import AlternatingDDPStrategy
 from lightning_t2drl.loop.two_timescale import LoopConfig, TwoTimescaleModule
-from lightning_t2drl.run.schemas import EnvConfig, build_policies
+from lightning_t2drl.run.schemas import EnvConfig
 from lightning_t2drl.run.train import Frames
 from lightning_t2drl.system.scenario_config import CONFIG_ROOT
 from tests.limits import seconds
@@ -161,13 +162,13 @@ def two_nodes(arguments, place):
 
 
 def test_two_processes_killed_and_resumed_equal_the_launchers_own_untouched_run(tmp_path):
-    """Whichever way two ranks are started, it is one run: here as two nodes, there because `trainer.devices=2`."""
-    arguments = [*RUN, "frames=16"]
+    """Whichever way two ranks are started, `trainer=ddp` is one run: here as two nodes, there by Lightning's launcher."""
+    arguments = [*RUN, "frames=16", "trainer=ddp", "trainer.accelerator=cpu"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     command = [sys.executable, CONFIG_ROOT.parent / "train.py", *arguments, "trainer.devices=2", f"output_dir={whole}"]
     launched = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
-    arguments += ["trainer=ddp", "trainer.accelerator=cpu", f"output_dir={killed}", "resume=auto"]
+    arguments += [f"output_dir={killed}", "resume=auto"]
     ranks = two_nodes(arguments, tmp_path)
     while newest(killed) == 0 and ranks[0].is_alive():
         time.sleep(0.001)

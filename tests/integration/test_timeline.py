@@ -15,9 +15,10 @@ from lightning_t2drl.errors import UserError
 from lightning_t2drl.loop import checkpoints
 from lightning_t2drl.loop.checkpoints import AtomicCheckpointIO, in_order, load_checkpoint
 from lightning_t2drl.loop.state import KEY
+from lightning_t2drl.registry import typed
 from lightning_t2drl.run import finish
 from lightning_t2drl.run.resume import choose, prepare
-from lightning_t2drl.run.schemas import TrainConfig, strict
+from lightning_t2drl.run.schemas import TrainConfig
 
 RULES = ["cacher=random", "allocator=equal", "name=rules"]  # nothing to learn: quick, and the timeline is the same
 
@@ -130,7 +131,7 @@ def test_killed_at_any_step_of_a_resume_the_next_one_comes_to_the_same(kind, pla
         here.mkdir(parents=True, exist_ok=True)
 
         def begin(resumed, here=here):
-            config = strict(TrainConfig, stored | {"resume": str(resumed)})
+            config = typed(TrainConfig, stored | {"resume": str(resumed)}, "")
             start = choose(config, dict(stored), here, lambda _: None)
             prepare(start, here)
             return start

@@ -10,9 +10,10 @@ from wandb.proto import wandb_internal_pb2
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from benchmarks.survival import RUN, finish, start
-from lightning_t2drl.run.cli import compose_config
+from lightning_t2drl.building import build_policies
+from lightning_t2drl.run.compose import compose
 from lightning_t2drl.run.loggers import FrameCSVLogger, FrameWandbLogger
-from lightning_t2drl.run.schemas import TrainConfig, build_policies, strict
+from lightning_t2drl.run.schemas import TrainConfig
 from lightning_t2drl.system.scenario_config import CONFIG_ROOT
 from tests.limits import seconds
 
@@ -194,9 +195,9 @@ def test_the_sweep_definition_runs_train_py(end):
     assert command[:3] == ["${env}", "${interpreter}", "${program}"]
     assert (CONFIG_ROOT.parent / sweep["program"]).is_file()
     overrides = [part for piece in command[3:] for part in (arguments[piece[2:-1]] if piece[0] == "$" else [piece])]
-    config = strict(TrainConfig, compose_config("train", overrides))
+    config = compose("train", overrides).config
     build_policies(config.env, config.cacher, config.allocator)
     assert config.logger.wandb and config.logger.job_type == "sweep"
-    assert config.allocator["denoising_steps"] == chosen["allocator.denoising_steps"]
+    assert config.allocator["diffusion"]["steps"] == chosen["allocator.diffusion.steps"]
     assert config.seed == chosen["seed"]
     assert sweep["metric"]["name"].startswith("evaluation/") and config.evaluation.every_n_frames

@@ -1,0 +1,66 @@
+"""What a person at a terminal sees: plain text as it is, tables of at most 80 columns, and a run's first screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from lightning_t2drl.loop.two_timescale import TwoTimescaleModule
+from lightning_t2drl.run.compose import compose
+from lightning_t2drl.run.overrides import parse, read
+from lightning_t2drl.run.schemas import TrainConfig
+from lightning_t2drl.run.stored import leaves
+
+SHOWN_CHANGES = 12
+
+
+def console(quiet: bool = False) -> Console:
+    """A console that takes no text for markup and cuts no line in two."""
+    return Console(quiet=quiet, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def opening(config: TrainConfig, plain: dict[str, Any], arguments: Sequence[str], module: TwoTimescaleModule) -> str:
+    """The first screen of a run: scheme, scenario, sizes, and what differs from the experiment's own values."""
+    scenario, trainer = module.scenario, config.trainer
+    devices = f" on each of {trainer.devices} devices" if trainer.devices != 1 else ""
+    sizes = {
+        name: f"{type(policy).__name__}, {sum(p.numel() for p in policy.parameters()):,} parameters"
+        for name, policy in module.policies()
+    }
+    lines = {
+        "scheme": config.name,
+        "scenario": f"{scenario.name}: {scenario.users} users, {scenario.models} models, "
+        f"{scenario.popularity_states} popularity states",
+        **sizes,
+        "length": f"{config.frames:,} frames of {scenario.slots_per_frame} slots in "
+        f"{config.env.num_envs} worlds{devices}, seed {config.seed}",
+        "runs on": f"{trainer.accelerator}, {trainer.precision}{', compiled update' if config.compile else ''}",
+    }
+    changes = changed(plain, arguments)
+    if changes:
+        shown = [f"{key}={now} (not {then})" for key, (now, then) in list(changes.items())[:SHOWN_CHANGES]]
+        more = len(changes) - len(shown)
+        lines["changed"] = ("\n" + " " * 10).join([*shown, *([f"and {more} more, in config.yaml"] if more else [])])
+    return "\n".join(f"{label:<10}{text}" for label, text in lines.items())
+
+
+def changed(plain: dict[str, Any], arguments: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values differ from those of the chosen experiment alone: {key: (now, there)}."""
+    given = read(arguments)
+    chosen = [str(o.input_line) for o in parse(given.overrides) if o.key_or_group in ("experiment", "hydra.searchpath")]
+    base = dict(leaves(compose("train", [*(f"--config-dir={d}" for d in given.config_dirs), *chosen]).plain))
+    now = dict(leaves(plain))
+    told = ("output_dir", "name", "resume")  # said elsewhere
+    return {
+        key: (now.get(key, "absent"), base.get(key, "absent"))
+        for key in {**now, **base}
+        if key not in told and now.get(key, "absent") != base.get(key, "absent")
+    }
+
+
+def at(directory: Path) -> str:
+    """Where a run writes, as a line of its first screen."""
+    return f"{'writes':<10}{directory} (config.yaml holds every key)"
