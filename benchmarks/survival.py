@@ -1,18 +1,22 @@
-"""Kills a run at random instants, goes on each time, and compares the end with an untouched run, bit for bit.
+"""Kills runs of every kind in every phase, goes on each time, and compares the end with an untouched run, bit for bit.
 
-    python -m benchmarks.survival --kills 50
+    python -m benchmarks.survival --kills 100
 
-Also prints what a checkpoint costs at the default settings of the quickstart.
+Each kill is a timer's signal, which nothing handles: it ends the process as SIGKILL does, a drawn time after a certain
+function was called the n-th time. Also prints what a checkpoint costs at the default settings of the quickstart.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import itertools
 import json
 import multiprocessing
 import os
 import random
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -25,7 +29,7 @@ import pandas as pd
 import torch
 
 from lightning_t2drl.files import write_atomically
-from lightning_t2drl.loop.checkpoints import in_order, load_checkpoint
+from lightning_t2drl.loop.checkpoints import BEST, frame_of, in_order, load_checkpoint
 from lightning_t2drl.loop.state import KEY
 from lightning_t2drl.run.cli import main as run_command
 from lightning_t2drl.suite.benchmark import commit
@@ -40,10 +44,31 @@ RUN = [
     "loop.slot_capacity=200", "loop.log_every_n_frames=1", "checkpoint.every_n_frames=1", "evaluation.every_n_frames=4",
     "evaluation.episodes=2", "evaluation.final_episodes=2", "progress_bar=false", "figures=false",
 ]  # fmt: skip
-FRAMES_PER_KILL = 8  # a run so long that it is not over before its last kill
-TEMPORARY = "checkpoints/.frame=*.tmp-*"  # there while a checkpoint is being written
 
-PLACES = ("devices", "num_nodes")  # where the same processes run
+# What a kill is aimed at: the function after whose call it comes, and the longest it waits then, in seconds.
+PHASES: dict[str, tuple[str, float]] = {
+    "starting": ("lightning_t2drl.run.train:train", 1.0),
+    "resuming": ("lightning_t2drl.run.train:prepare", 0.01),
+    "playing": ("lightning_t2drl.loop.two_timescale:TwoTimescaleModule.training_step", 0.03),
+    "saving": ("lightning_t2drl.loop.checkpoints:AtomicCheckpointIO.save_checkpoint", 0.02),
+    "best": ("lightning_t2drl.callbacks.checkpoint:link_atomically", 0.002),
+    "evaluating": ("lightning_t2drl.run.finish:final_evaluation", 0.1),
+    "drawing": ("lightning_t2drl.run.finish:draw_run", 0.5),
+    "finishing": ("lightning_t2drl.run.finish:in_order", 0.003),
+}
+FRAMES_PER_ROUND = 8  # a run is lengthened by so much after a kill in every phase
+SEVERAL = "two processes"
+
+KINDS: dict[str, list[str]] = {
+    "set networks": [],
+    "MLPs": ["experiment=t2drl_paper"],
+    "knapsack": ["cacher=knapsack"],
+    "single timescale": ["experiment=single_timescale"],
+    SEVERAL: ["trainer=ddp", "trainer.accelerator=cpu", "trainer.num_nodes=2", "trainer.devices=1"],
+    "compiled": ["compile=true"],
+}
+
+PLACES = ("devices", "num_nodes", "strategy")  # where the same processes run
 
 PARTS = {  # part of a checkpoint: where it is
     "parameters": ("state_dict",),
@@ -57,21 +82,54 @@ PARTS = {  # part of a checkpoint: where it is
 # -- runs
 
 
-def start(arguments: list[str], log: Path, **environment: str) -> multiprocessing.process.BaseProcess:
+@dataclass(frozen=True)
+class Aim:
+    """When a process is to die: `wait` seconds after the `count`-th call of the function that a phase begins with."""
+
+    phase: str
+    count: int
+    wait: float
+
+
+def start(
+    arguments: list[str], log: Path, aim: Aim | None = None, **environment: str
+) -> multiprocessing.process.BaseProcess:
     """`train.py` with these arguments in a process of its own, its output appended to `log`."""
-    process = CONTEXT.Process(target=_train, args=(arguments, log, environment))
+    process = CONTEXT.Process(target=_train, args=(arguments, log, aim, environment))
     process.start()
     return process
 
 
-def _train(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
+def _train(arguments: list[str], log: Path, aim: Aim | None, environment: dict[str, str]) -> None:
     os.environ |= environment
     multiprocessing.set_start_method("fork", force=True)  # as in any other process; a fork server's child has its own
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    sys.argv = ["train.py", *arguments]  # what DDP starts its other processes with
+    sys.argv = ["train.py", *arguments]
+    if aim is not None:
+        _take(aim)
     run_command(["train", *arguments])
+
+
+def _take(aim: Aim) -> None:
+    """Let a timer end this process as it is aimed."""
+    if aim.phase == "starting":
+        signal.setitimer(signal.ITIMER_REAL, aim.wait)
+        return
+    module, _, path = PHASES[aim.phase][0].partition(":")
+    *owners, name = path.split(".")
+    owner: Any = importlib.import_module(module)
+    for part in owners:
+        owner = getattr(owner, part)
+    real, calls = getattr(owner, name), itertools.count(1)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == aim.count:
+            signal.setitimer(signal.ITIMER_REAL, aim.wait)
+        return real(*args, **kwargs)
+
+    setattr(owner, name, call)
 
 
 def finish(process: multiprocessing.process.BaseProcess, log: Path) -> None:
@@ -83,86 +141,90 @@ def finish(process: multiprocessing.process.BaseProcess, log: Path) -> None:
 # -- kills
 
 
-@dataclass(frozen=True)
-class Kill:
-    """One SIGKILL: what it was aimed at, the newest checkpoint it left, and whether it came in the middle of a save."""
-
-    aim: str
-    frame: int
-    during_save: bool
-
-
 def newest(directory: Path) -> int:
     """Frame of the newest checkpoint, 0 where there is none."""
-    return max((int(path.stem.partition("=")[2]) for path in in_order(directory / "checkpoints")), default=0)
+    return max((frame_of(path) for path in in_order(directory / "checkpoints")), default=0)
 
 
-def kill_once(directory: Path, arguments: list[str], aim: str, rng: random.Random, log: Path) -> Kill:
-    """Begin or go on with the run in `directory` and kill it at a random instant.
+def session(arguments: list[str], log: Path, aim: Aim | None, ranks: int) -> bool:
+    """One attempt at a run, by as many processes as it has ranks; whether it was killed.
 
-    Args:
-        directory: of the run.
-        arguments: of `train.py`.
-        aim: `starting` (any instant of the first half second), `playing` (any instant around a few frames later) or
-            `saving` (as soon as a checkpoint is being written, or a little later).
-        rng: draws the instant.
-        log: where the run's output goes.
+    Raises:
+        RuntimeError: it ended by itself, and not well.
     """
-    process = start([*arguments, "resume=auto"], log)
-    before = newest(directory)
-    if aim == "starting":
-        pause = rng.uniform(0, 0.5)
-    elif aim == "playing":
-        target = before + rng.randint(1, 4)
-        _wait(process, lambda: newest(directory) >= target)
-        pause = rng.uniform(0, 0.05)
-    else:
-        target = before + rng.randint(0, 3)
-        _wait(process, lambda: newest(directory) >= target and any(directory.glob(TEMPORARY)))
-        pause = rng.choice((0.0, rng.uniform(0, 0.005)))
-    time.sleep(pause)
-    process.kill()
-    process.join()
-    if process.exitcode != -signal.SIGKILL:
-        raise RuntimeError(f"the run ended before it was killed, status {process.exitcode}:\n{log.read_text()[-2000:]}")
-    return Kill(aim, newest(directory), any(directory.glob(TEMPORARY)))
+    processes = [start(arguments, log, aim, **_place(ranks, 0))]
+    processes += [start(arguments, log, None, **_place(ranks, rank)) for rank in range(1, ranks)]
+    processes[0].join()
+    killed = processes[0].exitcode == -signal.SIGALRM
+    for process in processes[1:]:
+        if killed:
+            process.kill()
+        process.join()
+    if not killed:
+        for process in processes:
+            finish(process, log)
+    return killed
 
 
-def _wait(process: multiprocessing.process.BaseProcess, ready: Callable[[], bool]) -> None:
-    while process.is_alive() and not ready():
-        time.sleep(0.0002)
+def _place(ranks: int, rank: int) -> dict[str, str]:
+    """What torchrun would tell a process, here one of several nodes with one process each."""
+    if ranks == 1:
+        return {}
+    global _port
+    if rank == 0:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            _port = free.getsockname()[1]
+    return {"TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_port),
+            "WORLD_SIZE": str(ranks), "RANK": str(rank), "GROUP_RANK": str(rank), "LOCAL_RANK": "0",
+            "LOCAL_WORLD_SIZE": "1"}  # fmt: skip
 
 
-def survive(place: Path, kills: int, seed: int, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+_port = 0
+
+
+def survive(
+    place: Path, kind: str, kills: int, seed: int, say: Callable[[str], None] = lambda text: None
+) -> dict[str, Any]:
     """Kill a run `kills` times, let it end, and compare it with one that was left alone.
+
+    The run goes in rounds. In each it becomes longer and is killed once in every phase, so that it also ends, is
+    lengthened, and is killed at its end, several times.
 
     Args:
         place: an existing directory for both runs and their output.
-        kills: SIGKILLs.
+        kind: of run, among `KINDS`.
+        kills: how many.
         seed: of the instants.
         say: told of every kill.
 
     Returns:
-        Number and kinds of kills, damaged checkpoints met, and by part whether both runs are identical.
+        Number of kills by phase, damaged checkpoints met, and by part whether both runs are identical.
     """
-    rng = random.Random(seed)
-    whole, killed = place / "whole", place / "killed"
-    arguments = [*RUN, f"frames={FRAMES_PER_KILL * kills}"]
-    untouched = start([*arguments, f"output_dir={whole}"], place / "whole.log")
-    arguments.append(f"output_dir={killed}")
-    done: list[Kill] = []
-    for number in range(kills):
-        aim = ("starting", "playing", "saving")[number % 3]
-        done.append(kill_once(killed, arguments, aim, rng, place / "killed.log"))
-        say(f"kill {number + 1}/{kills}: {aim}, newest checkpoint {done[-1].frame}, in a save: {done[-1].during_save}")
-    finish(start([*arguments, "resume=auto"], place / "killed.log"), place / "killed.log")
-    finish(untouched, place / "whole.log")
+    rng = random.Random(f"{seed} {kind}")
+    ranks = 2 if kind == SEVERAL else 1
+    rounds = -(-kills // len(PHASES)) + 1  # one to spare, as not every phase comes in every round
+    total = FRAMES_PER_ROUND * rounds
+    arguments = [*RUN, *KINDS[kind], "figures=true", f"schedule_frames={total}"]
+    whole, killed, log = place / "whole", place / "killed", place / "killed.log"
+    session([*arguments, f"frames={total}", f"output_dir={whole}"], place / "whole.log", None, ranks)
+    done: dict[str, int] = dict.fromkeys(PHASES, 0)
+    for number in range(1, rounds + 1):
+        here = [*arguments, f"frames={FRAMES_PER_ROUND * number}", f"output_dir={killed}", "resume=auto"]
+        for phase, (_, longest) in PHASES.items():
+            if sum(done.values()) == kills:
+                break
+            aim = Aim(phase, rng.randint(1, 2) if phase in ("playing", "saving") else 1, rng.uniform(1e-6, longest))
+            died = session(here, log, aim, ranks)
+            done[phase] += died
+            what = "killed" if died else "ended before"
+            say(f"{kind}, {sum(done.values())} of {kills}: {what} {phase} at frame {newest(killed)}")
+    session([*arguments, f"frames={total}", f"output_dir={killed}", "resume=auto"], log, None, ranks)
     return {
-        "kills": len(done),
-        "during_a_save": sum(kill.during_save for kill in done),
-        "before_the_first_checkpoint": sum(kill.frame == 0 for kill in done),
-        "frames": FRAMES_PER_KILL * kills,
-        "damaged_checkpoints_skipped": (place / "killed.log").read_text().count("skipped:"),
+        "kills": sum(done.values()),
+        "by_phase": done,
+        "frames": total,
+        "damaged_checkpoints": log.read_text().count("set aside:"),
         "identical": compare(whole, killed),
     }
 
@@ -184,14 +246,20 @@ def differences(a: Any, b: Any, path: str = "") -> list[str]:
     return [] if a == b else [path]
 
 
+def _without_places(content: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's content without what may differ between runs that compute the same."""
+    own = content[KEY]
+    own.pop("run_id")
+    own["config"] = dict(own["config"], trainer=dict(own["config"]["trainer"]))
+    for section, key in ((own["config"], "frames"), (own["config"], "output_dir"), (own["config"], "resume"),
+                         *((own["config"]["trainer"], key) for key in PLACES)):  # fmt: skip
+        section.pop(key)
+    return content
+
+
 def compare(one: Path, two: Path) -> dict[str, bool]:
     """By part, whether two output directories hold the same run; only times and places may differ."""
-    contents = [load_checkpoint(in_order(directory / "checkpoints")[-1]) for directory in (one, two)]
-    for content in contents:
-        content[KEY].pop("run_id")
-        config = content[KEY]["config"]
-        for section, key in ((config, "output_dir"), (config, "resume"), *((config["trainer"], k) for k in PLACES)):
-            section.pop(key)
+    contents = [_without_places(load_checkpoint(in_order(d / "checkpoints")[-1])) for d in (one, two)]
     differing = differences(*contents)
     out = {
         part: not any(name in path.split("/") for path in differing for name in names) for part, names in PARTS.items()
@@ -200,8 +268,13 @@ def compare(one: Path, two: Path) -> dict[str, bool]:
     for file in ("metrics.csv", "evaluations.csv"):
         tables = [pd.read_csv(d / file).drop(columns=["run", "slots_per_second"], errors="ignore") for d in (one, two)]
         out[file] = tables[0].equals(tables[1]) and bool(tables[0]["frame"].is_unique)
+    out["best checkpoint"] = not differences(
+        *(_without_places(load_checkpoint(directory / "checkpoints" / BEST)) for directory in (one, two))
+    )
     results = [json.loads((directory / "evaluation.json").read_text()) for directory in (one, two)]
     out["evaluation.json"] = results[0] == results[1]
+    names = [sorted(path.name for path in directory.rglob("*.png")) for directory in (one, two)]
+    out["figures"] = names[0] == names[1]
     return out
 
 
@@ -214,8 +287,7 @@ def checkpoint_cost(place: Path, *overrides: str) -> dict[str, float]:
     arguments = ["experiment=quickstart", "evaluation.final_episodes=0", "figures=false", "progress_bar=false"]
     finish(start([*arguments, *overrides, f"output_dir={directory}"], place / "cost.log"), place / "cost.log")
     summary = json.loads((directory / "summary.json").read_text())
-    newest_content = load_checkpoint(in_order(directory / "checkpoints")[-1])
-    checkpoints = summary["frame"] // newest_content[KEY]["config"]["checkpoint"]["every_n_frames"]
+    checkpoints = summary["checkpoints"]
     return {
         "megabytes": in_order(directory / "checkpoints")[-1].stat().st_size / 1e6,
         "checkpoints": checkpoints,
@@ -227,21 +299,28 @@ def checkpoint_cost(place: Path, *overrides: str) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.survival", description=__doc__)
-    parser.add_argument("--kills", type=int, default=50, help="how many times the run is killed")
+    parser.add_argument("--kills", type=int, default=100, help="how many in all")
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS), help="of runs")
     parser.add_argument("--seed", type=int, default=0, help="of the instants")
     parser.add_argument("--output", type=Path, default=Path("runs/survival.json"), help="where the outcome goes")
     given = parser.parse_args()
     begin, begun_at = time.perf_counter(), commit()
-    with tempfile.TemporaryDirectory() as place:
-        outcome = survive(Path(place), given.kills, given.seed, lambda text: print(text, flush=True))
+    outcome: dict[str, Any] = {"kills": 0, "kinds": {}}
+    with tempfile.TemporaryDirectory() as directory:
+        for number, kind in enumerate(given.kinds):
+            place = Path(directory) / kind.replace(" ", "-")
+            place.mkdir()
+            share = given.kills // len(given.kinds) + (number < given.kills % len(given.kinds))
+            outcome["kinds"][kind] = survive(place, kind, share, given.seed, lambda text: print(text, flush=True))
+            outcome["kills"] += outcome["kinds"][kind]["kills"]
         outcome["seconds"] = round(time.perf_counter() - begin)
         print("timing checkpoints of experiment=quickstart", flush=True)
-        outcome["checkpoint"] = checkpoint_cost(Path(place))
+        outcome["checkpoint"] = checkpoint_cost(Path(directory))
     command = " ".join(["python -m benchmarks.survival", *sys.argv[1:]])
     text = json.dumps({"command": command, "commit": begun_at, **outcome}, indent=2)
     write_atomically(given.output, text + "\n")
     print(text)
-    if not all(outcome["identical"].values()):
+    if not all(all(kind["identical"].values()) for kind in outcome["kinds"].values()):
         raise SystemExit(1)
 
 

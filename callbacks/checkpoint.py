@@ -18,8 +18,8 @@ from lightning_t2drl.loop.state import KEY
 class FrameCheckpoint(Checkpoint):
     """Saves every `every_n_frames` frames, at the end, and where an evaluation is the best so far.
 
-    It must come after the evaluation, so that this is part of what is saved. Loggers are told of every save by
-    Lightning's `after_save_checkpoint`: what they got until then is part of it.
+    It must come after the evaluation, so that the evaluation is in the checkpoint. Lightning's `after_save_checkpoint`
+    tells loggers of every save: what was logged until then is in the checkpoint.
 
     Args:
         directory: where `frame=N.ckpt` and `best.ckpt` (another name of the best evaluated one) go.
@@ -35,6 +35,7 @@ class FrameCheckpoint(Checkpoint):
         self.best_utility = float("-inf")
         self.best_frame: int | None = None
         self.seconds = 0.0
+        self.saved = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -58,7 +59,7 @@ class FrameCheckpoint(Checkpoint):
         return is_best
 
     def _save(self, trainer: L.Trainer, pl_module: Any, is_best: bool) -> None:
-        """Write this frame's checkpoint (all ranks take part) and let old ones go."""
+        """Write this frame's checkpoint (all ranks take part) and delete old ones."""
         start = time.perf_counter()
         path = self.path(pl_module.frame)
         trainer.save_checkpoint(path, weights_only=False)
@@ -68,6 +69,7 @@ class FrameCheckpoint(Checkpoint):
             for old in in_order(self.directory)[: -self.keep]:
                 old.unlink()
         self.seconds += time.perf_counter() - start
+        self.saved += 1
         for logger in trainer.loggers:
             logger.after_save_checkpoint(self)  # type: ignore[arg-type]  # Lightning means its own class
 
@@ -76,7 +78,7 @@ class FrameCheckpoint(Checkpoint):
         return self.directory / f"frame={frame:09d}.ckpt"
 
     def settle(self) -> None:
-        """Keep the best score and the best file together, wherever the run goes on from.
+        """Make the best score and the best file agree, wherever the run goes on from.
 
         A kill may come between a checkpoint and its second name; damage or a branch may take the file away. A score
         whose file is gone goes as well: the next evaluation is then the best.

@@ -1,4 +1,4 @@
-"""Evaluation during training, on worlds and generators of its own."""
+"""Evaluation during training, on worlds and random numbers of its own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PeriodicEvaluation(L.Callback):
             self._evaluate(trainer, pl_module)
 
     def _evaluate(self, trainer: L.Trainer, pl_module: Any) -> None:
-        # Every rank has the same parameters; each evaluates, so that none runs ahead.
+        # All ranks have the same parameters; each evaluates, so that none gets ahead of the others.
         c = self.config
         result = summarise(evaluate(pl_module.scenario, pl_module.cacher, pl_module.allocator, c.episodes, c.seed))
         pl_module.last_evaluation = {"frame": pl_module.frame, "utility": result["utility"]["mean"]}

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is what Slurm sends before it preempts
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Slurm can send the last before it ends a job
 
 
 class GracefulStop(L.Callback):
@@ -23,7 +23,7 @@ class GracefulStop(L.Callback):
         self._previous: dict[int, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+        if threading.current_thread() is threading.main_thread():  # in other threads Python allows no handlers
             for number in SIGNALS:
                 self._previous[number] = signal.signal(number, self._on_signal)
 
@@ -34,7 +34,7 @@ class GracefulStop(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # Ranks agree, or one would wait for the others' gradients for ever.
+        # All ranks stop at the same frame, or one would wait for ever for the others' gradients.
         if trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
             self.received = self.received or signal.SIGTERM
             trainer.should_stop = True

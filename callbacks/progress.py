@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 class FrameProgress(L.Callback):
-    """Rich progress over frames; refreshed when the log is, so that it costs nothing in between."""
+    """A rich progress bar over frames, updated with the log, so that it takes no time in between."""
 
     def __init__(self, console: Console) -> None:
         self.console = console

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whenever the process is killed, on whatever file system."""
+"""Files that are written whole or not at all, whenever the process is killed, on any file system."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-# What file systems answer that do not know an operation; each has its own favourite.
+# Errors of file systems that do not know an operation; they differ.
 UNSUPPORTED = (errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 

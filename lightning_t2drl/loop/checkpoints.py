@@ -1,7 +1,7 @@
-"""Checkpoint files: written whole or not at all, checked and read without running anything, found again after a crash.
+"""Checkpoint files: written whole or not at all, verified, read without running code, found again after a crash.
 
-A file is what `torch.save` writes (a zip archive) plus a checksum over all of it, which stands where zip archives have
-their comment: other programs read the file as before, and no flipped bit goes unnoticed.
+A file is what `torch.save` writes (a zip archive) with a checksum over all of it as the archive's comment: other
+programs read the file as before, and every flipped bit is noticed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CHECKSUM = 32  # bytes of it
 
 
 class DamagedCheckpoint(UserError):
-    """A checkpoint whose content is not what was written, or that no run can use."""
+    """A checkpoint whose content has changed since it was written, or that no run can use."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -127,7 +127,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise
     except pickle.UnpicklingError:
         raise UserError(f"{path}: refused, it holds more than plain data and could run code when loaded") from None
-    except Exception as error:  # whatever the many readers of a damaged archive raise
+    except Exception as error:  # readers of damaged archives raise errors of many kinds
         if isinstance(error, OSError) and error.filename is not None:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None
         reason = next(iter(str(error).splitlines()), type(error).__name__)

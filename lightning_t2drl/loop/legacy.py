@@ -1,4 +1,4 @@
-"""Checkpoints of version 0.1 (format 1) as this version describes them: for evaluating and exporting, not resuming."""
+"""Translates checkpoints of version 0.1 (format 1), for evaluation and export; runs of it cannot be resumed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOVED = {
 
 
 def translate(own: dict[str, Any]) -> dict[str, Any]:
-    """The project's own part of a checkpoint of format 1 with the present config keys; parameters kept their names."""
+    """The project's part of a checkpoint of format 1, with the present config keys; parameters keep their names."""
     config = dict(own["config"])
     return own | {
         "config": config | {"cacher": _cacher(config["cacher"]), "allocator": _allocator(config["allocator"])}

@@ -1,4 +1,4 @@
-"""What a checkpoint must hold beyond parameters and optimizers for a resumed run to go on as if never stopped.
+"""What a checkpoint holds beside parameters and optimizers, so that a resumed run goes on as if never stopped.
 
 Everything is a plain tensor, number, string, list or dict, so that checkpoints load with `weights_only=True`.
 """
@@ -113,7 +113,7 @@ def restore(module: Module, state: dict[str, Any]) -> None:
 
 
 def load_parameters(module: Module, checkpoint: dict[str, Any]) -> None:
-    """Parameters and counters alone: all that a module needs which plays no further frame."""
+    """Load parameters and counters alone, which is enough to play no further frame."""
     _load_counters(module, check(checkpoint, "resume"))
     module.load_state_dict(checkpoint["state_dict"])
 

@@ -1,4 +1,4 @@
-"""Which run an output directory holds: `run.json`, written before anything else and replaced in one step."""
+"""The run that an output directory holds: `run.json`, written before anything else and replaced in one step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who started this process, and as which of how many: believed only where it fits what the config asks for."""
+"""Which launcher started this process, and as which of how many; it is believed only if that fits the config."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lightning.pytorch.plugins.environments import (
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.run.schemas import TrainerConfig
 
-# What torchrun, Slurm, LSF and Lightning's own launcher tell a process about its place among others.
+# The variables by which torchrun, Slurm, LSF and Lightning's own launcher tell a process its place among others.
 RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 SIZES = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NTASKS", "TORCHELASTIC_RUN_ID")
 
@@ -35,10 +35,10 @@ def processes(trainer: TrainerConfig) -> int:
 
 @contextmanager
 def launched(trainer: TrainerConfig) -> Iterator[tuple[ClusterEnvironment, list[str]]]:
-    """Decide which launcher to believe, and hide what is left over of others while the run lasts.
+    """Decide which launcher to believe, and hide variables of others while the run lasts.
 
-    Lightning would take any of these variables at its word: a run alone would believe to be one of many, write nothing
-    and end well. Its saving and requeueing under Slurm is kept out as well; the project's own resume is exact.
+    Lightning believes any of these variables: a single run would take itself for one of many, write nothing, and end
+    with status 0. Its saving and requeueing under Slurm is kept out as well; the project's own resume is exact.
 
     Yields:
         Lightning's environment for the launcher, and the variables that are ignored.
@@ -51,7 +51,7 @@ def launched(trainer: TrainerConfig) -> Iterator[tuple[ClusterEnvironment, list[
     if type(environment) is LightningEnvironment and not _started_by_hand(trainer, os.environ):
         keep = ("NODE_RANK", "GROUP_RANK") if trainer.num_nodes > 1 else ()
         ignored = {name: os.environ.pop(name) for name in RANKS + SIZES if name in os.environ and name not in keep}
-    lightning: Any = rank_zero_only  # what decides, all over Lightning, who speaks and writes
+    lightning: Any = rank_zero_only  # by this Lightning decides which process prints and writes
     before = lightning.rank
     if ignored:
         lightning.rank = 0

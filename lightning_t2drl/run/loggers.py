@@ -1,4 +1,4 @@
-"""Trackers that survive interruptions without gap or duplicate: CSV files, W&B and TensorBoard."""
+"""Loggers without gaps or duplicates after interruptions: CSV files, W&B and TensorBoard."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ Row = dict[str, float]
 class FrameCSVLogger(Logger):
     """One row per logged frame in `metrics.csv`, one per evaluation in `evaluations.csv`, each with the run's id.
 
-    Rows are on disk as soon as they are logged. A new column rewrites the file (a run meets its losses only after
-    warming up).
+    Rows are on disk as soon as they are logged. A new column rewrites the file (there are losses only after the
+    warm-up).
 
     Args:
         directory: where the files are.
@@ -247,7 +247,7 @@ class FrameWandbLogger(Logger):
         self.run.summary.update({f"final/{key}": value for key, value in final.items()})
         if checkpoint is not None:
             artifact = wandb.Artifact(f"{self.run.name}-checkpoint", type="checkpoint", metadata={"frame": frame})
-            artifact.add_file(str(checkpoint), policy="immutable")  # uploaded from here, not from a copy at home
+            artifact.add_file(str(checkpoint), policy="immutable")  # not by way of a copy in the home directory
             self.run.log_artifact(artifact)
         self.close()
 

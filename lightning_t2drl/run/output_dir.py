@@ -22,7 +22,7 @@ from lightning_t2drl.run.schemas import TrainConfig
 OUTPUT_DIR_VARIABLE = "LIGHTNING_T2DRL_OUTPUT_DIR"  # tells the processes that DDP starts which directory rank 0 chose
 LOCK = ".lock"
 OWNER = ".lock-owner"  # on file systems that know no locks: who has the directory
-UNREADABLE_IS_STALE = 60.0  # seconds after which an owner file that names nobody was left by a kill
+UNREADABLE_IS_STALE = 60.0  # seconds; an older owner file that names nobody was left by a kill
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def _flock(directory: Path) -> IO[str] | None:
         lock = open(path, "a")  # noqa: SIM115 - held for the length of the run
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever had the lock may have deleted the file in between: then this is a lock on nothing.
+            # The former owner may have deleted the file in between: then this locks a file that is gone.
             if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
                 return lock
         except OSError as error:
@@ -143,7 +143,7 @@ def _own(directory: Path) -> None:
 
 
 def _expect_stale(directory: Path, path: Path) -> None:
-    """Return if the owner of a directory is gone; raise `UserError` if it lives, or may live elsewhere."""
+    """Return if the owner of a directory is gone; raise `UserError` if it runs, or may run on another machine."""
     busy = f"output_dir: {directory} is in use by "
     try:
         owner = json.loads(path.read_text())

@@ -41,7 +41,14 @@ END = (SUMMARY, "evaluation.json", "figures")  # what a finished run leaves, the
 
 # What may differ between a checkpoint's config and the resumed run's without changing what is computed.
 HARMLESS = ("name", "frames", "output_dir", "resume", "progress_bar", "figures", "logger", "checkpoint", "evaluation")
-HARMLESS_NESTED = ("trainer.accelerator", "trainer.threads", "trainer.num_nodes", "trainer.devices", "env.name")
+HARMLESS_NESTED = (
+    "trainer.accelerator",
+    "trainer.threads",
+    "trainer.num_nodes",
+    "trainer.devices",
+    "trainer.strategy",
+    "env.name",
+)
 NO_DIFFERENCE = ("output_dir", "resume", "progress_bar")  # not worth a word
 
 
@@ -122,6 +129,10 @@ def _newest(directory: Path, say: Say) -> Start:
             say(f"set aside: {error}")
             damaged.append(path)
             continue
+        except UserError:
+            if path.exists():
+                raise
+            continue  # rank 0 has just set it aside
         own = content[run_state.KEY]
         identity = identity or Identity(own["run_id"])  # run.json was deleted
         if identity.owns(own["run_id"], own["frame"]):

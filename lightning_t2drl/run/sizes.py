@@ -1,4 +1,4 @@
-"""Whether a run fits into memory and can learn at all, reckoned before anything is written."""
+"""Checks before anything is written that a run fits into memory and can learn at all."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from lightning_t2drl.loop.evaluation import on_own_randomness
 from lightning_t2drl.loop.two_timescale import LoopConfig, TwoTimescaleModule
 from lightning_t2drl.run.schemas import TrainConfig
 
-# Peak memory of worlds that are played, in multiples of what is observed of them; measured from 20,000 worlds on, it is
-# 7 to 11, and what policies compute comes on top: a run that is refused would not have fitted.
+# Peak memory of played worlds, in multiples of their observation. Measured with 20,000 worlds and more it is 7 to 11,
+# and policies need memory besides: a run that is refused would not have fitted.
 WORLD_COPIES = 7
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -57,7 +57,7 @@ def check_sizes(config: TrainConfig, module: TwoTimescaleModule) -> None:
 
 
 def needed(config: TrainConfig, module: TwoTimescaleModule) -> list[Item]:
-    """What grows with the config's numbers: replay rows, worlds, batches."""
+    """The memory that grows with numbers of the config: replay rows, worlds, batches."""
     world, slot_row, frame_row = _measure(module)
     loop, evaluation = config.loop, config.evaluation
     episodes = {"evaluation.final_episodes": evaluation.final_episodes}
@@ -129,7 +129,7 @@ def check_learning(loop: LoopConfig) -> None:
     """Refuse pairs of keys that contradict each other, such as a warm-up that the buffer cannot hold.
 
     Raises:
-        UserError: naming both keys.
+        UserError: two keys contradict each other; the line names both.
     """
     for timescale in ("slot", "frame"):
         capacity = getattr(loop, f"{timescale}_capacity")

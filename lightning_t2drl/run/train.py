@@ -170,6 +170,7 @@ def _run(
         "gradient_steps": module.gradient_steps,
         "training_seconds": time.perf_counter() - clock,
         "checkpoint_seconds": saver.seconds,
+        "checkpoints": saver.saved,
     }
     if stop.received is not None:
         screen.print(f"stopped at frame {module.frame}; go on with output_dir={directory} resume=auto")

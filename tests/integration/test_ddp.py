@@ -162,13 +162,13 @@ def two_nodes(arguments, place):
 
 
 def test_two_processes_killed_and_resumed_equal_the_launchers_own_untouched_run(tmp_path):
-    """Whichever way two ranks are started, `trainer=ddp` is one run: here as two nodes, there by Lightning's launcher."""
-    arguments = [*RUN, "frames=16", "trainer=ddp", "trainer.accelerator=cpu"]
+    """Whichever way two ranks are started, it is one run: here as two nodes, there because `trainer.devices=2`."""
+    arguments = [*RUN, "frames=16"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     command = [sys.executable, CONFIG_ROOT.parent / "train.py", *arguments, "trainer.devices=2", f"output_dir={whole}"]
     launched = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
-    arguments += [f"output_dir={killed}", "resume=auto"]
+    arguments += ["trainer=ddp", "trainer.accelerator=cpu", f"output_dir={killed}", "resume=auto"]
     ranks = two_nodes(arguments, tmp_path)
     while newest(killed) == 0 and ranks[0].is_alive():
         time.sleep(0.001)

@@ -10,7 +10,9 @@ import torch
 
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.loop import state as run_state
-from lightning_t2drl.loop.checkpoints import in_order, load_checkpoint
+from lightning_t2drl.loop.checkpoints import DamagedCheckpoint, in_order, load_checkpoint
+from tests.conftest import ROOT
+from tools.bitflips import flip
 
 
 class Evil:
@@ -29,22 +31,38 @@ def test_a_malicious_pickle_is_refused_and_runs_nothing(tmp_path, monkeypatch, r
     assert not (tmp_path / "owned").exists()
 
 
-def test_damage_is_found_wherever_it_is(tmp_path, run_train):
+@pytest.fixture
+def a_checkpoint(tmp_path, run_train):
     run_train("frames=2", output_dir=tmp_path)
-    path = in_order(tmp_path / "checkpoints")[-1]
-    good = path.read_bytes()
-    for name, content in {
-        "truncated": good[: len(good) // 2],
-        "empty": b"",
-        "flipped": good[: len(good) // 2] + bytes([good[len(good) // 2] ^ 1]) + good[len(good) // 2 + 1 :],
-        "text": b"hello",
-    }.items():
-        path.write_bytes(content)
-        with pytest.raises(UserError, match="damaged"):
-            load_checkpoint(path)
-        assert name
-    path.write_bytes(good)
-    assert load_checkpoint(path)["lightning_t2drl"]["frame"] == 2
+    return in_order(tmp_path / "checkpoints")[-1]
+
+
+def test_damage_is_found_wherever_it_is(a_checkpoint):
+    good = a_checkpoint.read_bytes()
+    for content in (good[: len(good) // 2], good[:-1], good + b"x", b"", b"hello"):
+        a_checkpoint.write_bytes(content)
+        with pytest.raises(DamagedCheckpoint, match="damaged"):
+            load_checkpoint(a_checkpoint)
+    a_checkpoint.write_bytes(good)
+    assert load_checkpoint(a_checkpoint)["lightning_t2drl"]["frame"] == 2
+
+
+def test_no_flipped_bit_goes_unnoticed(a_checkpoint):
+    """A sample of `python -m tools.bitflips`, and every bit of the end, where the checksum is."""
+    counts = flip(a_checkpoint, 200, seed=1)
+    assert counts["detected"] + counts["harmless"] == 200
+    good = a_checkpoint.read_bytes()
+    for place in range(1, 64):
+        changed = bytearray(good)
+        changed[-place] ^= 1 << place % 8
+        a_checkpoint.write_bytes(changed)
+        with pytest.raises(DamagedCheckpoint):
+            load_checkpoint(a_checkpoint)
+
+
+def test_older_checkpoints_without_a_checksum_of_their_own_still_load():
+    for path in (ROOT / "tests" / "data" / "version-0.1").glob("*.ckpt"):
+        assert load_checkpoint(path)["lightning_t2drl"]["format"] == 1
 
 
 def test_foreign_and_older_checkpoints_say_what_they_are(tmp_path):

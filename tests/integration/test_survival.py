@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from benchmarks.survival import RUN, checkpoint_cost, compare, finish, newest, start, survive
+from benchmarks.survival import PHASES, RUN, checkpoint_cost, compare, finish, newest, start, survive
 from lightning_t2drl.callbacks import FrameProgress
 from lightning_t2drl.loop.checkpoints import AtomicCheckpointIO, in_order, load_checkpoint
 from tests.limits import seconds
@@ -21,10 +21,11 @@ def run_until(directory, ready, *arguments):
     return process
 
 
-def test_sigkill_at_random_instants_and_during_saves(tmp_path):
-    outcome = survive(tmp_path, kills=9, seed=0)
+def test_killed_in_every_phase_and_lengthened_in_between(tmp_path):
+    outcome = survive(tmp_path, "set networks", kills=len(PHASES), seed=0)
     assert all(outcome["identical"].values()), outcome
-    assert outcome["kills"] == 9 and outcome["during_a_save"] >= 1 and outcome["damaged_checkpoints_skipped"] == 0
+    assert outcome["kills"] == sum(outcome["by_phase"].values()) == len(PHASES)
+    assert outcome["damaged_checkpoints"] == 0
     assert not [path for path in (tmp_path / "killed").rglob(".*") if path.name != ".lock"]
 
     # The comparison that says so would see one bit.
