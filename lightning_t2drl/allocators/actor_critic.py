@@ -23,6 +23,7 @@ from lightning_t2drl.networks.heads import Head
 from lightning_t2drl.policy import LEARNING_RATE_SCHEDULES, Exported, Graph, Metrics, Optimise
 from lightning_t2drl.registry import build, locate
 from lightning_t2drl.system.amender import amend_allocation
+from lightning_t2drl.system.cells import members_first
 from lightning_t2drl.system.scenario import Scenario
 from lightning_t2drl.system.serving import cell_mean
 
@@ -153,11 +154,26 @@ class ActorCriticAllocator(Allocator):
     @torch.no_grad()
     def act(self, state: TensorDict, explore: bool = False) -> Tensor:
         fields = state.to_dict()
+        order = self._members(fields)
+        count = fields["attached"].shape[-1]
+        fields = _pick(fields, order)
         output = self.actor(fields, self.draw_noise(fields)).float()
         if explore:
             spread = torch.randn(output.shape, generator=self.generator, device=output.device)
             output = output + spread * self.exploration_noise
-        return self.to_raw(fields, output)
+        raw = self.to_raw(fields, output)
+        if order is None:
+            return raw
+        places = order.unsqueeze(-1).expand_as(raw)
+        return raw.new_full((*raw.shape[:-2], count, 2), -1.0).scatter(-2, places, raw)
+
+    def _members(self, state: State) -> Tensor | None:
+        """Where the users of each cell stand in its table of all users, see `members_first`; None: take the table.
+
+        On a GPU the table is cheaper than waiting for how many there are.
+        """
+        whole = self.scenario.one_crowd or not self.features.any_users
+        return None if whole or state["attached"].device.type != "cpu" else members_first(state["attached"])
 
     # -- learning
 
@@ -172,11 +188,16 @@ class ActorCriticAllocator(Allocator):
         return TensorDict(fields, batch_size=state.batch_size)
 
     def update(self, batch: TensorDict, optimise: Optimise) -> Metrics:
-        state, target = batch["state"].to_dict(), batch["reward"]
+        state, target, shares = batch["state"].to_dict(), batch["reward"], batch["shares"]
         if self.bootstraps:
             following = batch["next_state"].to_dict()
             target = self.target(target, following, self.draw_noise(following))
-        critic_loss = self.critic_loss(state, batch["shares"], target)
+        order = self._members(state)
+        state = _pick(state, order)
+        if order is not None:
+            shares = torch.take_along_dim(shares, order.unsqueeze(-1), -2)
+            target = target.gather(-1, order) if self.per_user else target
+        critic_loss = self.critic_loss(state, shares, target)
         optimise("critic", critic_loss)
         actor_loss = self.actor_loss(state, self.draw_noise(state))
         optimise("actor", actor_loss)
@@ -187,17 +208,27 @@ class ActorCriticAllocator(Allocator):
     def target(self, reward: Tensor, next_state: State, noise: Tensor) -> Tensor:
         """Y = r + gamma Q'(s', mu'(s')), [b, 1 or U]."""
         shares = self.shares(self.target_actor, next_state, noise)
-        return reward + self.config.discount * self.value(self.target_critics, next_state, shares)
+        value = self.value(self.target_critics, next_state, shares)
+        if self.per_user and not self.scenario.one_crowd:  # who has left the cell brings it nothing more
+            value = value * next_state["attached"]
+        return reward + self.config.discount * value
 
     def critic_loss(self, state: State, shares: Tensor, target: Tensor) -> Tensor:
         """Mean squared TD error, summed over the critics."""
         errors = self.values(self.critics, state, shares) - target
-        return errors.square().mean() * len(self.critics)
+        return self.mean(errors.square(), state) * len(self.critics)
+
+    def mean(self, value: Tensor, state: State) -> Tensor:
+        """Mean over states [*, b, 1], or over the users attached in them [*, b, U]."""
+        if self.scenario.one_crowd or not self.per_user:
+            return value.mean()
+        attached = state["attached"].expand_as(value)
+        return (value * attached).sum() / attached.sum().clamp_min(1)
 
     def actor_loss(self, state: State, noise: Tensor) -> Tensor:
         """The negated value of the actor's shares: its gradient is the deterministic policy gradient."""
         output = self.actor(state, noise).float()
-        loss = -self.value(self.critics, state, self.to_shares(state, output)).mean()
+        loss = -self.mean(self.value(self.critics, state, self.to_shares(state, output)), state)
         penalty = self.actor.penalty(output)
         return loss if penalty is None else loss + penalty
 
@@ -236,3 +267,13 @@ class ActorCriticAllocator(Allocator):
             judge = CriticGraph(self, partial(self.value, self.critics))
             graphs["critic"] = Graph(judge, inputs | shares, axes, "value")
         return Exported(graphs, facts)
+
+
+def _pick(state: State, order: Tensor | None) -> State:
+    """The rows of some users [*, W] of every field of a state [*, U, ...]; all where `order` is None."""
+    if order is None:
+        return state
+    return {
+        key: torch.take_along_dim(value, order.view(*order.shape, *[1] * (value.ndim - order.ndim)), order.ndim - 1)
+        for key, value in state.items()
+    }

@@ -48,7 +48,10 @@ class D3PGAllocator(ActorCriticAllocator):
             return super().act(state, explore)
         many = {key: value.expand(samples, *value.shape) for key, value in state.to_dict().items()}
         shares = self.shares(self.actor, many, self.draw_noise(many))
-        best = self.value(self.critics, many, shares).mean(-1).argmax(0)
+        value = self.value(self.critics, many, shares)
+        if self.per_user and not self.scenario.one_crowd:
+            value = value * many["attached"]
+        best = value.mean(-1).argmax(0)
         return raw_from_shares(torch.take_along_dim(shares, best[None, ..., None, None], 0)[0])
 
     def export(self) -> Exported:

@@ -28,6 +28,8 @@ class QLearningConfig:
     _target_: str = ""
     network: Any = None
     observe_cache: bool = False
+    observe_load: bool = False
+    observe_nearby: bool = False
     learning_rate: float = 1e-3
     learning_rate_schedule: str = "cosine"
     discount: float = 0.0
@@ -54,6 +56,8 @@ class QLearningCacher(Cacher):
 
     def __init__(self, scenario: Scenario, config: QLearningConfig) -> None:
         super().__init__(scenario, config)
+        if config.observe_nearby and not scenario.cooperates:
+            raise UserError("cacher.observe_nearby: cells see each other's caches only with env.edge_link_mbps")
         self.updates = 0
         self.network = self.build_network()
         self.target_network = self.build_network().requires_grad_(False)
@@ -99,16 +103,24 @@ class QLearningCacher(Cacher):
     @property
     def state_width(self) -> int:
         """S, what the network sees of a state."""
-        return self.scenario.popularity_width + (self.scenario.models if self.config.observe_cache else 0)
+        widths = {"popularity": self.scenario.popularity_width, "load": 3}
+        return sum(widths.get(name, self.scenario.models) for name in self.observed)
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """What of a cell's observation the network sees."""
+        c = self.config
+        optional = {"cache": c.observe_cache, "load": c.observe_load, "nearby": c.observe_nearby}
+        return ("popularity", *(name for name, wanted in optional.items() if wanted))
 
     def state(self, observation: TensorDict) -> TensorDict:
-        return observation.select("popularity", *(("cache",) if self.config.observe_cache else ()))
+        return observation.select(*self.observed)
 
     def inputs(self, state: Mapping[str, Tensor]) -> Tensor:
         """What the network sees of a state [*]: [*, S]."""
-        if not self.config.observe_cache:
+        if self.observed == ("popularity",):
             return state["popularity"]
-        return torch.cat((state["popularity"], state["cache"].float()), -1)
+        return torch.cat([state[name].float() for name in self.observed], -1)
 
     def choose(self, state: Mapping[str, Tensor]) -> Tensor:
         """The cache of highest value, bool [*, M]."""
@@ -145,6 +157,8 @@ class QLearningCacher(Cacher):
         return (self.network.value(state, cache).float() - target).square().mean()  # type: ignore[operator]
 
     def export(self) -> Exported:
+        if self.config.observe_load or self.config.observe_nearby:
+            raise self.refuse("looks at the load or at other cells, which exported policies are not told of")
         inputs = {"popularity": torch.full((3, self.scenario.popularity_width), 1 / self.scenario.popularity_width)}
         if self.config.observe_cache:
             inputs["held"] = torch.ones(3, self.scenario.models) > 0

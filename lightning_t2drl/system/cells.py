@@ -77,6 +77,21 @@ def members(serving: Tensor, cells: int) -> Tensor:
     return serving.unsqueeze(-2) == torch.arange(cells, device=serving.device).unsqueeze(-1)
 
 
+def members_first(attached: Tensor) -> Tensor | None:
+    """Where each cell's users stand in the table of all users, int64 [*, most users of a cell], filled up with others.
+
+    Several cells share one table, of which each uses a small part; what is done user by user need not be done for
+    the rest. None where some cell uses all of it. Asks the device how many there are.
+
+    Args:
+        attached: bool [*, U].
+    """
+    most = max(int(attached.sum(-1).max()), 1) if attached.numel() else attached.shape[-1]
+    if most == attached.shape[-1]:
+        return None
+    return attached.byte().argsort(dim=-1, descending=True, stable=True)[..., :most]
+
+
 def interference(scenario: Scenario, gain: Tensor, attached: Tensor) -> tuple[Tensor, Tensor]:
     """Power that other active cells of the same band add to a cell's links. A cell is active if it has a user.
 

@@ -49,6 +49,7 @@ from lightning_t2drl.system.bounds.users import (
     put,
     users_of,
 )
+from lightning_t2drl.system.cells import members_first
 from lightning_t2drl.system.scenario import Scenario
 from lightning_t2drl.system.serving import cell_mean, serve
 
@@ -97,7 +98,7 @@ def slot_bound(
     several = {"downlink_interference": downlink_interference, "handover": handover}
     per_user |= {"attached": attached} | {key: value for key, value in several.items() if value is not None}
     given = {key: flat(value) for key, value in per_user.items()}
-    order = None if everybody else _users_first(given["attached"])
+    order = None if everybody else members_first(given["attached"])
     if order is not None:
         given = {key: value.gather(-1, order) for key, value in given.items()}
     given["cache"] = flat(cache)
@@ -117,17 +118,6 @@ def slot_bound(
     out = {"bound": bound, "achieved": achieved, "bandwidth": b, "steps": x}
     out = {key: value.reshape(*batch, *value.shape[1:]) for key, value in out.items()}
     return TensorDict(out, batch_size=batch, device=request.device)
-
-
-def _users_first(attached: Tensor) -> Tensor | None:
-    """Where each slot's users stand, int64 [n, most users of a slot], filled up with others; None where all are used.
-
-    What a slot costs grows with the square of its places, and several cells share a table of all users.
-    """
-    most = int(attached.sum(-1).max().clamp_min(1)) if attached.numel() else attached.shape[-1]
-    if most == attached.shape[-1]:
-        return None
-    return attached.byte().argsort(dim=-1, descending=True, stable=True)[:, :most]
 
 
 def _solve_slots(users: Users, rounds: int, counts: int) -> tuple[Tensor, Plan]:

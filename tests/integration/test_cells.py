@@ -1,0 +1,79 @@
+"""Several cells through the entry points: every scheme trains and evaluates, resumes exactly, and moves to more cells."""
+
+import shutil
+
+import pytest
+import torch
+
+from lightning_t2drl.allocators.d3pg import D3PGAllocator, D3PGConfig
+from lightning_t2drl.cachers.ddqn import DDQNCacher, DDQNConfig
+from lightning_t2drl.envs import EdgeAIGCEnv
+from lightning_t2drl.errors import UserError
+from lightning_t2drl.system import load_scenario
+
+LEARNERS = ["quickstart", "t2drl_ddpg", "t2drl_paper"]
+
+
+@pytest.mark.parametrize("experiment", LEARNERS)
+def test_every_learner_trains_and_evaluates(experiment, tmp_path, run_train, run_evaluate):
+    more = ["cacher.observe_load=true"] if experiment == "quickstart" else []
+    run_train(f"experiment={experiment}", "env=cells3", *more, output_dir=tmp_path / "a")
+    result = run_evaluate(f"checkpoint={tmp_path}/a/checkpoints/last", "episodes=2")
+    (scheme,) = result["schemes"].values()
+    assert 0 < scheme["handover_ratio"]["mean"] < 1 and "nearby_ratio" not in scheme
+
+
+def test_a_resumed_run_of_several_cells_is_the_same_run(tmp_path, run_train, same_run):
+    more = ["experiment=quickstart", "env=cells3", "env.edge_link_mbps=200", "env.shadowing_db=4",
+            "env.departure_rate=0.3", "env.arrival_rate=0.3", "cacher.observe_load=true", "cacher.observe_nearby=true"]  # fmt: skip
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    run_train(*more, output_dir=whole)
+    shutil.copytree(whole, part)
+    for late in part.glob("checkpoints/frame=*6.ckpt"):
+        late.unlink()
+    run_train(*more, "resume=auto", output_dir=part)
+    same_run(whole, part)
+
+
+def test_a_policy_of_three_cells_serves_seven(tmp_path, run_train, run_evaluate):
+    run_train("experiment=quickstart", "env=cells3", output_dir=tmp_path / "a")
+    result = run_evaluate(f"checkpoint={tmp_path}/a/checkpoints/last", "env=cells7", "episodes=2")
+    assert result["scenario"] == "cells7"
+
+
+@pytest.mark.parametrize("pair", [("random", "equal"), ("popular", "exact"), ("most_requested", "equal"),
+                                  ("lru", "equal"), ("knapsack", "equal")])  # fmt: skip
+def test_reference_policies_serve_several_cells(pair, run_evaluate):
+    cacher, allocator = pair
+    result = run_evaluate("env=cells7_cooperative", f"cacher={cacher}", f"allocator={allocator}", "episodes=2",
+                          "env.frames_per_episode=2", "env.slots_per_frame=2")  # fmt: skip
+    (scheme,) = result["schemes"].values()
+    if cacher != "knapsack":  # untrained, it holds the same everywhere
+        assert 0 < scheme["nearby_ratio"]["mean"] < 1
+
+
+def test_users_of_other_cells_change_nothing_of_an_allocation_or_a_gradient():
+    """A cell's users keep their values and gradients whatever stands in the rest of the table."""
+    scenario = load_scenario("cells3")
+    torch.manual_seed(0)
+    allocator = D3PGAllocator(scenario, D3PGConfig(exploration_noise=0.0, exploration_noise_end=0.0))
+    cells = EdgeAIGCEnv(scenario, 4, seed=1).observe()
+    state, other = allocator.state(cells), allocator.state(cells)
+    attached = state["attached"]
+    other["features"][~attached] = 7.0
+    noise = allocator.draw_noise(state.to_dict())
+    for value in (state, other):
+        value["shares"] = torch.where(attached.unsqueeze(-1), 0.05, 0.0)
+    losses = [(allocator.critic_loss(s.to_dict(), s["shares"], torch.zeros(4, 3, 30)),
+               allocator.actor_loss(s.to_dict(), noise)) for s in (state, other)]  # fmt: skip
+    torch.testing.assert_close(losses[0], losses[1])
+    for s in (state, other):
+        allocator.seed(3)
+        s["raw"] = allocator.act(s.exclude("shares"))
+    torch.testing.assert_close(state["raw"], other["raw"])
+    assert state["raw"].shape == (4, 3, 30, 2) and (state["raw"][~attached] == -1).all()
+
+
+def test_nearby_needs_an_edge_link():
+    with pytest.raises(UserError, match="edge_link_mbps"):
+        DDQNCacher(load_scenario("paper"), DDQNConfig(observe_nearby=True))
