@@ -63,7 +63,7 @@ def test_users_of_other_cells_change_nothing_of_an_allocation_or_a_gradient():
     other["features"][~attached] = 7.0
     noise = allocator.draw_noise(state.to_dict())
     for value in (state, other):
-        value["shares"] = torch.where(attached.unsqueeze(-1), 0.05, 0.0)
+        value["shares"] = torch.where(attached.unsqueeze(-1), 0.05, 0.0).expand(-1, -1, -1, 2)
     losses = [(allocator.critic_loss(s.to_dict(), s["shares"], torch.zeros(4, 3, 30)),
                allocator.actor_loss(s.to_dict(), noise)) for s in (state, other)]  # fmt: skip
     torch.testing.assert_close(losses[0], losses[1])
