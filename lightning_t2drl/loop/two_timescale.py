@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -14,19 +16,24 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_t2drl.allocators.base import Allocator
+from lightning_t2drl.building import build_policies
 from lightning_t2drl.cachers.base import Cacher
 from lightning_t2drl.checks import within
 from lightning_t2drl.envs import EdgeAIGCEnv
 from lightning_t2drl.errors import NonFiniteError
 from lightning_t2drl.loop import state as run_state
+from lightning_t2drl.loop.checkpoints import resolve
 from lightning_t2drl.loop.distributed import average_gradients
 from lightning_t2drl.loop.finite import FiniteWatch
 from lightning_t2drl.loop.metrics import Meters, slot_metrics
 from lightning_t2drl.loop.replay import Replay
 from lightning_t2drl.loop.slots import Slot, frame
+from lightning_t2drl.loop.stored import leaves, refuse_foreign, stored_sections
 from lightning_t2drl.policy import Policy
+from lightning_t2drl.registry import typed
 from lightning_t2drl.seeding import derive_seed
 from lightning_t2drl.system.scenario import Scenario
+from lightning_t2drl.system.scenario_config import ScenarioConfig
 
 
 @dataclass
@@ -102,6 +109,31 @@ class TwoTimescaleModule(L.LightningModule):
         self.last_evaluation: dict[str, float] | None = None
 
     # -- set-up
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, trust: Collection[str] = (), **_: Any
+    ) -> TwoTimescaleModule:
+        """The module of a run with its trained parameters and counters, on the CPU; Lightning's own habit.
+
+        Args:
+            checkpoint_path: a file, a run's directory, or DIR/last, DIR/best.
+            trust: modules outside this project whose classes the checkpoint may name.
+
+        Raises:
+            UserError: the checkpoint cannot be read or trusted.
+        """
+        path, checkpoint = resolve(str(checkpoint_path), warnings.warn)
+        sections = stored_sections(checkpoint, path)
+        refuse_foreign(dict(leaves(sections)), trust, path)
+        config, env = checkpoint[run_state.KEY]["config"], sections["env"]
+        num_envs = env.pop("num_envs")
+        world = typed(ScenarioConfig, env, "env")
+        policies = build_policies(world, sections["cacher"], sections["allocator"])
+        loop = typed(LoopConfig, config["loop"], "loop")
+        module = cls(*policies, loop, num_envs, config["frames"], config["seed"])
+        run_state.load_parameters(module, checkpoint)
+        return module
 
     def setup(self, stage: str) -> None:
         """Create what each rank has of its own: worlds, replay buffers and generators."""

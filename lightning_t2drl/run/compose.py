@@ -21,12 +21,12 @@ from lightning_t2drl.checks import nearest
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.loop.checkpoints import resolve
 from lightning_t2drl.loop.state import KEY
+from lightning_t2drl.loop.stored import OWN, leaves, refuse_foreign, stored_sections
 from lightning_t2drl.registry import locate, typed
 from lightning_t2drl.run import renamed
 from lightning_t2drl.run.choices import Nodes, file_choice, groups, no_such_choice, offered, primary
 from lightning_t2drl.run.overrides import parse, quote, read, split
 from lightning_t2drl.run.schemas import SCHEMAS
-from lightning_t2drl.run.stored import OWN, leaves, refuse_foreign, stored_sections
 from lightning_t2drl.system.scenario_config import CONFIG_ROOT
 
 PAIR = ("cacher", "allocator")

@@ -8,11 +8,11 @@ from typing import Any
 
 from rich.console import Console
 
+from lightning_t2drl.loop.stored import leaves
 from lightning_t2drl.loop.two_timescale import TwoTimescaleModule
 from lightning_t2drl.run.compose import compose
 from lightning_t2drl.run.overrides import parse, read
 from lightning_t2drl.run.schemas import TrainConfig
-from lightning_t2drl.run.stored import leaves
 
 SHOWN_CHANGES = 12
 
