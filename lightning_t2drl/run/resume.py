@@ -133,7 +133,7 @@ def _newest(directory: Path, say: Say) -> Start:
             if path.exists():
                 raise
             continue  # rank 0 has just set it aside
-        own = content[run_state.KEY]
+        own = _own(content)
         identity = identity or Identity(own["run_id"])  # run.json was deleted
         if identity.owns(own["run_id"], own["frame"]):
             return Start(identity, path, content, tuple(damaged))
@@ -149,7 +149,7 @@ def _newest(directory: Path, say: Say) -> Start:
 def _from_file(name: str, directory: Path, say: Say) -> Start:
     """From a checkpoint that was named: within the run it belongs to, or as a branch in an empty directory."""
     path, content = resolve(name, say)
-    own = content[run_state.KEY]
+    own = _own(content)
     run_id, frame = own["run_id"], own["frame"]
     held, identity = _held(directory), read_identity(directory)
     if not held:
@@ -165,6 +165,20 @@ def _from_file(name: str, directory: Path, say: Say) -> Start:
     if later:
         say(f"cut away: what {directory} holds after frame {frame}, up to frame {max(later)}")
     return Start(replace(identity, cut=frame), path, content)
+
+
+def _own(content: dict[str, Any]) -> dict[str, Any]:
+    """The project's own part of a checkpoint that a run can go on from; raises `UserError` if this is not one."""
+    own = content[run_state.KEY]
+    if own["format"] != run_state.FORMAT:
+        raise UserError(
+            f"resume: the checkpoint was written by lightning_t2drl {own['version']}, whose runs only that version can "
+            "go on with; this one evaluates and exports it"
+        )
+    missing = [part for part in ("optimizer_states", "callbacks", "loops") if part not in content]
+    if missing or not own["config"]:
+        raise UserError(f"resume: the checkpoint holds a policy, not a run: it has no {(missing or ['config'])[0]!r}")
+    return own
 
 
 def _finished(plain: dict[str, Any], directory: Path) -> bool:
@@ -208,13 +222,7 @@ def _keep_schedules(config: TrainConfig, plain: dict[str, Any], content: dict[st
 
 def _check_compatible(plain: dict[str, Any], content: dict[str, Any], say: Say) -> None:
     """Refuse to resume with a config that would compute something else; name harmless differences."""
-    own = content[run_state.KEY]
-    if own["format"] != run_state.FORMAT:
-        raise UserError(
-            f"resume: the checkpoint was written by lightning_t2drl {own['version']}, whose runs only that version can "
-            "go on with; this one evaluates and exports it"
-        )
-    stored = own["config"]
+    stored = content[run_state.KEY]["config"]
     now, then = flatten(plain), flatten(stored)
     different = _different(plain, stored)
     harmless = [k for k in different if k.split(".")[0] in HARMLESS or k in HARMLESS_NESTED]

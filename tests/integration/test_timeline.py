@@ -19,6 +19,7 @@ from lightning_t2drl.registry import typed
 from lightning_t2drl.run import finish
 from lightning_t2drl.run.resume import choose, prepare
 from lightning_t2drl.run.schemas import TrainConfig
+from tests.conftest import ROOT
 
 RULES = ["cacher=random", "allocator=equal", "name=rules"]  # nothing to learn: quick, and the timeline is the same
 
@@ -291,3 +292,19 @@ def test_a_checkpoint_of_another_run_is_no_part_of_this_one(play, tmp_path):
     os.link(checkpoint(tmp_path / "b", 6), checkpoint(tmp_path / "a", 6))
     with pytest.raises(UserError, match="belongs to another run"):
         play(tmp_path / "a", "resume=auto", "frames=8")
+
+
+def test_a_checkpoint_of_a_policy_alone_is_no_run(play, tmp_path):
+    play(tmp_path / "a", "frames=2")
+    content = load_checkpoint(checkpoint(tmp_path / "a", 2))
+    del content["optimizer_states"]
+    AtomicCheckpointIO().save_checkpoint(content, tmp_path / "policy.ckpt")
+    with pytest.raises(UserError, match="holds a policy, not a run: it has no 'optimizer_states'"):
+        play(tmp_path / "b", f"resume={tmp_path / 'policy.ckpt'}")
+
+
+def test_a_run_of_an_older_version_is_evaluated_but_not_gone_on_with(play, tmp_path):
+    old = ROOT / "tests" / "data" / "version-0.1" / "mlps.ckpt"
+    with pytest.raises(UserError, match=r"written by lightning_t2drl 0\.1\S*, whose runs only that version can go on"):
+        play(tmp_path / "run", f"resume={old}")
+    assert not (tmp_path / "run").exists()
