@@ -52,7 +52,7 @@ PHASES: dict[str, tuple[str, float]] = {
     "playing": ("lightning_t2drl.loop.two_timescale:TwoTimescaleModule.training_step", 0.03),
     "saving": ("lightning_t2drl.loop.checkpoints:AtomicCheckpointIO.save_checkpoint", 0.02),
     "best": ("lightning_t2drl.callbacks.checkpoint:link_atomically", 0.002),
-    "evaluating": ("lightning_t2drl.run.finish:final_evaluation", 0.1),
+    "evaluating": ("lightning_t2drl.run.finish:compare", 0.1),
     "drawing": ("lightning_t2drl.run.finish:draw_run", 0.5),
     "finishing": ("lightning_t2drl.run.finish:in_order", 0.003),
 }

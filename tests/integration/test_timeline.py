@@ -184,7 +184,7 @@ def test_lengthened_and_killed_at_its_end_it_ends_as_if_untouched(play, tmp_path
     play(tmp_path / "begun", *ending, "frames=4")
     shutil.copytree(tmp_path / "begun", tmp_path / "whole")
     play(tmp_path / "whole", *ending, "resume=auto")
-    for instant in ("final_evaluation", "evaluation.json", "draw_run", "summary.json"):
+    for instant in ("compare", "evaluation.json", "draw_run", "summary.json"):
         killed = Path(shutil.copytree(tmp_path / "begun", tmp_path / instant))
         with monkeypatch.context() as patch:
 
