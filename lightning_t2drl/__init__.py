@@ -1,6 +1,6 @@
 """Lightning-T2DRL: two-timescale model caching and resource allocation for edge-served generative AI.
 
-What is offered here is imported when it is first used, so that a `lightning_t2drl.deploy.Controller` needs no PyTorch.
+The public names are imported when they are first used, so that `lightning_t2drl.deploy.Controller` needs no PyTorch.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""From a config to a world and the two policies on it."""
+"""Builds a world and its two policies from a config."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def build_policies(env: ScenarioConfig, cacher: Any, allocator: Any) -> tuple[Sc
 
     Args:
         env: the world.
-        cacher, allocator: what their classes are, `_target_`, and the keys of these.
+        cacher, allocator: the class of each as `_target_`, and its keys.
 
     Raises:
-        UserError: naming the key that cannot be.
+        UserError: a value is not possible; the line names its key.
     """
     scenario = build_scenario(env)
     return scenario, _policy("cacher", cacher, Cacher, scenario), _policy("allocator", allocator, Allocator, scenario)

@@ -1,4 +1,4 @@
-"""Checks of configs whose failure is one line that names the key, and the name nearest to a wrong one."""
+"""Checks of configs. A failure is one line that names the key, with the nearest name there is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lightning_t2drl.errors import UserError
 
 
 class Misfit(UserError):
-    """A value that cannot be, named by its key within its own section; `registry.typed` puts the section before it."""
+    """An impossible value, named by its key within its section; `registry.typed` puts the section before it."""
 
 
 def within(section: str, config: Any, **ranges: tuple[float, float]) -> None:

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, as plain data: nothing in it is interpolated, and no foreign class is imported."""
+"""The config stored in a checkpoint, as plain data: nothing is interpolated, and no class of others is imported."""
 
 from __future__ import annotations
 

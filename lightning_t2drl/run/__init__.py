@@ -1,1 +1,1 @@
-"""One run from what the user typed: configs, command line, output directory, reports."""
+"""One run from a command line: configs, output directory, training, resuming, evaluation, reports."""

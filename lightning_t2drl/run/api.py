@@ -1,4 +1,4 @@
-"""The same as the command line, from a script or a notebook: train, evaluate, load a policy."""
+"""The command line as Python functions, for scripts and notebooks: train, evaluate, load a policy."""
 
 from __future__ import annotations
 

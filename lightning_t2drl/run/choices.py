@@ -1,4 +1,4 @@
-"""Groups of configs and what there is to choose: shipped, in a user's own directories, or a file named by its path."""
+"""Groups of configs and their choices: shipped, in a user's own directories, or a file named by its path."""
 
 from __future__ import annotations
 
@@ -30,16 +30,18 @@ def primary(command: str) -> Any:
 
 
 def groups(command: str) -> dict[str, str | None]:
-    """The groups of a command, and what is chosen of each where nothing is said."""
+    """The groups of a command, and the default choice of each."""
     pairs = [next(iter(entry.items())) for entry in primary(command)["defaults"] if isinstance(entry, dict)]
     return {group: choice for group, choice in pairs if not group.startswith("override ")}
 
 
 def options(group: str, directories: Sequence[str] = ()) -> dict[str, str]:
-    """The choices of a group and what each file says of itself in its first lines."""
+    """The choices of a group, and the description in each file's first lines."""
     found = {}
     for root in (CONFIG_ROOT, *map(Path, directories)):
-        for path in sorted((root / group).glob("[!_]*.yaml")):  # with _ begins what others are made of
+        for path in sorted(
+            (root / group).glob("[!_]*.yaml")
+        ):  # names with a leading _ are parts that others are made of
             lines = [line for line in path.read_text().splitlines() if line.startswith("# ")]
             found[path.stem] = next((line[2:] for line in lines if not line.startswith("# @package")), "")
     return dict(sorted(found.items()))

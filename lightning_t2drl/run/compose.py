@@ -1,4 +1,4 @@
-"""One configuration from what was typed, by Hydra: every entry point, sweep and checkpoint gets it here."""
+"""Composes the configuration of a command line with Hydra; every command, sweep and checkpoint gets it here."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Result = tuple[Plain, dict[str, str]]  # a composed config, and what was chosen 
 
 @dataclass(frozen=True)
 class Word:
-    """What was typed, the key it is about (with dots), whether it chooses, and what Hydra is handed for it."""
+    """A word as typed, its key (with dots), whether it chooses from a group, and what Hydra gets for it."""
 
     override: Override
     key: str
@@ -52,7 +52,7 @@ class Word:
         return self.key.endswith(f".{TARGET}") and not self.override.is_delete()
 
     def under(self, section: str) -> bool:
-        """Whether it is about a section or a key in it."""
+        """Whether its key is a section or lies in it."""
         return self.key == section or self.key.startswith(f"{section}.")
 
 
@@ -87,7 +87,7 @@ def compose(command: str, arguments: Sequence[str], say: Callable[[str], None] =
     Args:
         command: `train`, `evaluate`, `benchmark` or `export`.
         arguments: what was typed after it.
-        say: told what there is to remark, such as a damaged checkpoint that is skipped.
+        say: told of anything worth a remark, such as a damaged checkpoint that is skipped.
 
     Raises:
         UserError: a word that cannot be applied; one line that names it, and the nearest name there is.
@@ -254,7 +254,7 @@ def _hydra(command: str, words: list[str], directories: Sequence[str]) -> Result
 
 
 def _explained(error: Exception, directories: Sequence[str]) -> Exception:
-    """What Hydra says in many lines, in one: the key or group, and what there is."""
+    """Hydra's message of many lines in one: the key or group, and the choices."""
     text = str(error)
     if missing := re.search(r"Could not find '(.+)/(.+)'", text):
         return UserError(no_such_choice(missing[1], missing[2], directories))

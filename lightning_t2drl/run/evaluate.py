@@ -66,7 +66,7 @@ def run_evaluation(composed: Composed) -> Evaluation:
     """Evaluate a checkpoint, or a pair of policies named in the config, print a table and write `evaluation.json`.
 
     Raises:
-        UserError: what is asked for cannot be built, or not be written.
+        UserError: the pair cannot be built, or the result cannot be written.
     """
     config, screen = composed.config, console()
     with new_directory("evaluate", config.output_dir) as directory:

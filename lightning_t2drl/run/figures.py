@@ -1,4 +1,4 @@
-"""Pictures of one run, drawn from the files it wrote."""
+"""Figures of one run, drawn from the files it wrote."""
 
 from __future__ import annotations
 

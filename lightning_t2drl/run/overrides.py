@@ -1,4 +1,4 @@
-"""What was typed, word by word: flags apart, paths quoted, sweeps expanded, Python values written out."""
+"""Reads a command line word by word: sorts out flags, quotes paths, expands sweeps, writes Python values as words."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Words:
     """A command line, taken apart.
 
     Args:
-        overrides: `key=value` and its kin, for Hydra's grammar.
+        overrides: `key=value` and the like, in Hydra's grammar.
         config_dirs: directories of `--config-dir`.
         multirun, help, show: whether -m, --help, --cfg was among them.
     """

@@ -1,4 +1,4 @@
-"""Names that were other ones in an earlier release; whoever types one is told the new one."""
+"""Names that have changed since an earlier release; a user who types the old one is told the new one."""
 
 KEYS = {
     "allocator.denoising_steps": "allocator.diffusion.steps",

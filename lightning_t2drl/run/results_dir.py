@@ -15,7 +15,7 @@ RUNS = Path("runs")
 
 @contextmanager
 def new_directory(kind: str, named: str | None) -> Iterator[Path]:
-    """A directory that nothing is in yet, `runs/KIND/DATE-TIME` unless one is named; gone again if it stays empty.
+    """An empty directory, `runs/KIND/DATE-TIME` unless one is named; removed again if it stays empty.
 
     Raises:
         UserError: it holds something, or cannot be written.

@@ -1,4 +1,4 @@
-"""What the entry points are told: schemas of the composed configuration, checked before anything starts."""
+"""Schemas of the composed configurations, checked before anything starts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person at a terminal sees: plain text as it is, tables of at most 80 columns, and a run's first screen."""
+"""What the terminal shows: plain text, tables of at most 80 columns, and a run's first screen."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHOWN_CHANGES = 12
 
 
 def console(quiet: bool = False) -> Console:
-    """A console that takes no text for markup and cuts no line in two."""
+    """A console that prints text as it is: without markup, without breaking lines."""
     return Console(quiet=quiet, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 

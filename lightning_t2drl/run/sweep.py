@@ -1,4 +1,4 @@
-"""Many jobs by one of Hydra's launchers: on this machine's cores or a cluster's, each composed like a single run."""
+"""Many jobs by one of Hydra's launchers, on this machine or a cluster; each is composed like a single run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from lightning_t2drl.run.screen import console
 from lightning_t2drl.run.tables import plain_table
 from lightning_t2drl.system.scenario_config import CONFIG_ROOT
 
-LOOK_FOR_PARENT = 1.0  # s between two looks whether the process that started this one is still there
+LOOK_FOR_PARENT = 1.0  # s between two checks that the parent process still lives
 
 
 def launch(task: Callable[[int], Any], count: int, launcher: Sequence[str]) -> list[Any]:

@@ -55,10 +55,10 @@ def _cell(metric: dict[str, Any], digits: int, with_error: bool) -> str:
 
 
 def share(ours: dict[str, Any], best: dict[str, Any]) -> float:
-    """Our mean utility in percent of the best scheme's."""
+    """Mean utility in percent of the best scheme's."""
     return 100 * ours["utility"]["mean"] / best["utility"]["mean"]
 
 
 def improvement(ours: dict[str, Any], theirs: dict[str, Any], key: str) -> float:
-    """How much larger our mean is, in percent of theirs."""
+    """By how many percent the first mean exceeds the second."""
     return 100 * (ours[key]["mean"] / theirs[key]["mean"] - 1)

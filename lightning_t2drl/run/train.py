@@ -190,7 +190,7 @@ def make_trainer(
     loggers: list[Any],
     callbacks: list[L.Callback],
 ) -> L.Trainer:
-    """Lightning's Trainer for this loop: one epoch, one batch per frame, everything it need not do switched off."""
+    """Lightning's Trainer for this loop: one epoch, one batch per frame, and nothing that the loop does not need."""
     t = config.trainer
     plugins: list[Any] = [AtomicCheckpointIO(), environment]
     strategy: Any = t.strategy

@@ -1,1 +1,1 @@
-"""Suites of runs, their statistics and pictures."""
+"""Suites of runs, their statistics and figures."""

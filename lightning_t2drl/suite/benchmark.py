@@ -47,9 +47,9 @@ class Job:
     """One training run with its evaluation, or one evaluation of a fixed pair or a checkpoint.
 
     Args:
-        scheme, value, seed: what it is to the suite.
+        scheme, value, seed: its place in the suite.
         command: `train` or `evaluate`.
-        words: what the command is told, beside where results go.
+        words: of the command, without the directory of the results.
         directory: where results go. Jobs that compute the same share it, in whichever suites they are.
     """
 
@@ -300,7 +300,7 @@ def commit() -> str:
     try:
         changed = git("status", "--porcelain", "--", "lightning_t2drl", "callbacks", "configs", "benchmarks")
         return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else "")
-    except OSError:  # no git here
+    except OSError:  # no git on this machine
         return "unknown"
 
 

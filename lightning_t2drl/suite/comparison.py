@@ -46,10 +46,10 @@ def _cells(values: np.ndarray, digits: int) -> str:
 
 
 def _gain(ours: np.ndarray, theirs: np.ndarray) -> str:
-    """How much more ours is in percent, in the mean; a share of what is not positive would mean nothing."""
+    """By how many percent one mean exceeds another; nothing where the other is not positive."""
     if theirs.min() <= 0:
         return "-"
-    return f"{round(100 * ((ours / theirs).mean() - 1), 2) + 0.0:+.2f} %"  # no sign on what rounds to nothing
+    return f"{round(100 * ((ours / theirs).mean() - 1), 2) + 0.0:+.2f} %"  # no sign on what rounds to zero
 
 
 def loading_costs(results: pd.DataFrame) -> bool:
@@ -91,7 +91,7 @@ LABELS = {"utility": "utility", "hit_ratio": "hit ratio"}
 
 
 def improvements(results: pd.DataFrame, suite: SuiteConfig) -> pd.DataFrame:
-    """What the first learner is ahead of each other scheme but the best, in percent of that scheme's mean over seeds.
+    """By how many percent the first learner exceeds each other scheme but the best, in means over seeds.
 
     Not a number where that mean is not positive.
 
@@ -103,7 +103,7 @@ def improvements(results: pd.DataFrame, suite: SuiteConfig) -> pd.DataFrame:
     parts = []
     for scheme in [s for s in dict.fromkeys(results["scheme"]) if s not in (ours, suite.best)]:
         theirs = means.loc[scheme]
-        gain = (100 * (means.loc[ours] / theirs.where(theirs > 0) - 1)).reset_index()  # of nothing there is no share
+        gain = (100 * (means.loc[ours] / theirs.where(theirs > 0) - 1)).reset_index()  # no share of zero
         gain.insert(0, "scheme", scheme)
         gain.insert(1, "place", [f"{suite.sweep}={v:g}" if suite.sweep else "" for v in gain.pop("value")])
         parts.append(gain)
