@@ -11,6 +11,7 @@ from benchmarks.__main__ import ITEMS, main, parse
 from benchmarks.measure import BLOCK, exponent, interleave, peak_bytes
 from benchmarks.reference import Chain, Denoiser, TensorReplay, WholeSetDenoiser
 from benchmarks.subjects import HIDDEN, allocator, mlp_allocator, plain_d3pg, plain_fields, same_shapes, transitions
+from benchmarks.whole_run import BASE, HERE, name_in, page
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.networks.actors.diffusion import EpsilonDiffusion, EpsilonDiffusionConfig, linear_betas
 
@@ -85,7 +86,7 @@ def test_the_set_network_denoises_alike_whether_evaluated_once_per_chain_or_whol
 def test_the_reference_learns():
     """It is a D3PG that works, not only one that takes time: the critic's value of its actions rises."""
     policy = mlp_allocator("d3pg", same_shapes(), "relu")
-    fields = plain_fields(transitions(policy, policy.scenario, 256))
+    fields = plain_fields(transitions(policy, policy.scenario, 64))
     reference = plain_d3pg()
     losses = [reference.update(fields) for _ in range(30)]
     assert losses[-1]["critic_loss"] < losses[0]["critic_loss"]
@@ -129,6 +130,17 @@ def test_peak_bytes_counts_what_lives_at_once():
 
 def test_exponent_of_a_power_law():
     assert exponent([1, 2, 4, 8], [3 * x**1.5 for x in (1, 2, 4, 8)]) == pytest.approx(1.5)
+
+
+def test_whole_runs_are_compared_pair_by_pair_under_each_commits_own_names(tmp_path):
+    runs = {HERE: [{"cpu_seconds": 3.0, "utility": 2.0}], BASE: [{"cpu_seconds": 2.0, "utility": 1.0}]}
+    origin = {"command": "it", **dict.fromkeys(("commit", "date", "cpu", "vendor", "instructions", "machine"), "that")}
+    origin |= dict.fromkeys(("cores", "system", "python", "torch", "libraries", "threads"), "this")
+    assert "| quickstart | 1 | 2 [2, 2] | 3 [3, 3] | 1.5 [1.5, 1.5] | 1" in page(origin, "old", {"quickstart": runs})
+    assert name_in(tmp_path, "t2drl") == "t2drl"
+    (tmp_path / "configs/experiment").mkdir(parents=True)
+    (tmp_path / "configs/experiment/t2drl_set.yaml").touch()  # version 0.1
+    assert [name_in(tmp_path, name) for name in ("t2drl", "t2drl_literal", "lru")] == ["t2drl_set", "t2drl", "lru"]
 
 
 @pytest.mark.parametrize(
