@@ -209,7 +209,8 @@ def test_oracle_cache_is_the_best_of_all_in_a_tiny_world():
     found = oracle_caches(scenario, 128, seed=0)
     assert found.cache.shape == (3, 4)
     subsets, feasible = all_caches(scenario)
-    from lightning_t2drl.system.bounds.caches import _solve, sample_slots
+    from lightning_t2drl.system.bounds.caches import _solve
+    from lightning_t2drl.system.bounds.sampling import sample_slots
 
     for state in range(3):
         slots = {key: value[:, 0] for key, value in sample_slots(scenario, state, 128, 0).items()}
@@ -218,3 +219,37 @@ def test_oracle_cache_is_the_best_of_all_in_a_tiny_world():
     large = load_scenario("paper", model_storage_gb=[1.0 + 0.2 * m for m in range(14)])
     caches = oracle_caches(large, 16, seed=0).cache
     assert ((caches * large.model_storage).sum(-1) <= large.storage_capacity).all()
+
+
+TINY = {"cells": 3, "users": 9, "model_storage_gb": [4.0, 4.0, 4.0], "storage_capacity_gb": 4.0, "zipf_skewness": [0.5],
+        "popularity_transition": [[1.0]], "bandwidth_mhz": 100.0, "alpha": 0.2}  # fmt: skip
+
+
+def test_the_oracle_caches_of_several_cells_follow_their_own_demand():
+    scenario = load_scenario(
+        "paper", **TINY | {"zipf_skewness": [3.0], "popularity_scope": "per_cell", "ranking": "shuffled"}
+    )
+    found = oracle_caches(scenario, 192, seed=0)
+    assert found.cache.shape == (3, 1, 3) and found.bound.shape == found.hit_ratio.shape == (3, 1)
+    assert torch.equal(found.cache[:, 0].long().argmax(-1), scenario.request_probability[:, 0].argmax(-1))
+    assert (found.achieved <= found.bound + 2e-6).all()
+    asked = scenario.request_probability[:, 0].amax(-1, keepdim=True)
+    torch.testing.assert_close(found.hit_ratio, asked, atol=0.1, rtol=0)
+    states = torch.zeros(5, 3, dtype=torch.int64)
+    assert torch.equal(found.of(states), found.cache[:, 0].expand(5, -1, -1))
+
+
+def test_cells_that_cooperate_hold_different_models():
+    from lightning_t2drl.system.bounds.cooperation import held, world_score
+    from lightning_t2drl.system.bounds.sampling import sample_slots
+
+    alone = load_scenario("paper", **TINY, backhaul_mbps=20.0)
+    linked = load_scenario("paper", **TINY, backhaul_mbps=20.0, edge_link_mbps=2000.0)
+    single, joint = (oracle_caches(scenario, 64, seed=0).cache for scenario in (alone, linked))
+    assert joint.any(0).all() and not single.any(0).all()
+    sample = sample_slots(linked, 0, 64, 1)
+    value = {
+        name: world_score(linked, sample, held(caches, sample), 0, caches[0])[0]
+        for name, caches in (("single", single), ("joint", joint))
+    }
+    assert value["joint"] > value["single"] + 0.01

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from lightning_t2drl.system.bounds.cooperation import cooperative_caches, held
+from lightning_t2drl.system.bounds.sampling import neighbours, sample_slots
 from lightning_t2drl.system.bounds.slot import slot_bound
-from lightning_t2drl.system.caching import all_caches, fill_in_order, fits
+from lightning_t2drl.system.caching import all_caches, fill_in_order
+from lightning_t2drl.system.cells import held_elsewhere
 from lightning_t2drl.system.scenario import Scenario
 from lightning_t2drl.system.serving import hits, situation
-from lightning_t2drl.system.world import advance, draw_noise, initial_state, new_slot, split_noise
 
 
 @dataclass(frozen=True)
@@ -37,36 +39,48 @@ def oracle_caches(scenario: Scenario, slots: int, seed: int) -> OracleCaches:
     All caches meet the same `slots` slots, sampled from the scenario itself: with the users that a cell has there. Up
     to 12 models every feasible cache is compared, by successive halving: each round drops the worse three quarters
     and quadruples the slots. With more models a local search starts from the most popular ones and adds, drops or
-    swaps one model at a time.
+    swaps one model at a time. Cells that fetch misses from each other go on from there together, see
+    `cooperative_caches`.
 
     Args:
-        slots: sampled in the last round.
+        slots: sampled in the last round, in all cells together (but 64 in each).
         seed: of the sampling.
     """
-    rows: list[list[Tensor]] = [[] for _ in fields(OracleCaches)]
-    for state in range(scenario.popularity_states):
+    states, cells = scenario.popularity_states, scenario.cells
+    slots = min(max(slots // cells, 64), slots)
+    caches = []
+    for state in range(states):
         sample = sample_slots(scenario, state, slots, seed)
-        for cell in range(scenario.cells):
-            for row, value in zip(rows, _best_of_cell(scenario, sample, state, cell, slots), strict=True):
-                row.append(value)
-    by_state = [torch.stack(row).unflatten(0, (-1, scenario.cells)).transpose(0, 1) for row in rows]
-    return OracleCaches(*(value.squeeze(0) if scenario.cells == 1 else value for value in by_state))
+        caches.append(torch.stack([_best_of_cell(scenario, sample, state, cell) for cell in range(cells)]))
+    cache = torch.stack(caches, 1)
+    if scenario.cooperates:
+        cache = cooperative_caches(scenario, cache, max(slots // 4, 16), seed)
+    worth = [[_worth(scenario, cache, state, cell, slots, seed) for state in range(states)] for cell in range(cells)]
+    bound, achieved, hit_ratio = torch.stack([torch.stack(row) for row in worth]).unbind(-1)
+    found = (cache, bound, achieved, hit_ratio)
+    return OracleCaches(*(value.squeeze(0) if cells == 1 else value for value in found))
 
 
-def _best_of_cell(
-    scenario: Scenario, sample: dict[str, Tensor], state: int, cell: int, slots: int
-) -> tuple[Tensor, ...]:
-    """The best cache of one cell in one popularity state, with its bound, what is achieved and the hit ratio."""
+def _best_of_cell(scenario: Scenario, sample: dict[str, Tensor], state: int, cell: int) -> Tensor:
+    """The best cache of one cell in one popularity state, for itself; bool [M]."""
     own = {key: value[:, cell] for key, value in sample.items()}
+    slots = len(own["request"])
     if scenario.models <= 12:
-        cache = _by_halving(scenario, own, slots)
-    else:
-        popular = scenario.demands[scenario.demand(torch.full((scenario.cells,), state))[cell]]
-        cache = _by_local_search(scenario, own, popular, max(slots // 16, 16))
+        return _by_halving(scenario, own, slots)
+    popular = scenario.demands[scenario.demand(torch.full((scenario.cells,), state))[cell]]
+    return _by_local_search(scenario, own, popular, max(slots // 16, 16))
+
+
+def _worth(scenario: Scenario, caches: Tensor, state: int, cell: int, slots: int, seed: int) -> Tensor:
+    """What one of the caches [B, J, M] brings its cell per user: bound, utility achieved and hit ratio, [3]."""
+    sample = sample_slots(scenario, state, slots, seed, cell)
+    nearby = {"nearby": held_elsewhere(held(caches, sample))} if scenario.cooperates else {}
+    own = {key: value[:, cell] for key, value in (sample | nearby).items()}
+    cache, attached = caches[cell, state], own["attached"]
     last = _solve(scenario, own, cache.unsqueeze(0), slots, rounds=2)
-    asked = own["attached"].sum().clamp_min(1)
-    hit_ratio = (hits(cache.expand(slots, -1), own["request"]) & own["attached"]).sum() / asked
-    return cache, *(_per_user(last[key], own["attached"]).squeeze(0) for key in ("bound", "achieved")), hit_ratio
+    hit = hits(cache.expand(slots, -1), own["request"]) & attached
+    of_slots = (_per_user(last[key], attached).squeeze(0) for key in ("bound", "achieved"))
+    return torch.stack((*of_slots, hit.sum() / attached.sum().clamp_min(1)))
 
 
 def _per_user(per_slot: Tensor, attached: Tensor) -> Tensor:
@@ -75,25 +89,6 @@ def _per_user(per_slot: Tensor, attached: Tensor) -> Tensor:
     if bool((users == users[:1]).all()):
         return per_slot.mean(-1)
     return (per_slot * users).sum(-1) / users.sum().clamp_min(1)
-
-
-SETTLE = 5  # slots after which users are spread over the cells as they always are, hysteresis included
-
-
-def sample_slots(scenario: Scenario, state: int | None, slots: int, seed: int) -> dict[str, Tensor]:
-    """Independent slots with all cells in one popularity state, or each in its own where that is None; [slots, B, *].
-
-    What `slot_bound` takes but for caches, by name; and `popularity` [slots, B].
-    """
-    device = scenario.request_probability.device
-    generator = torch.Generator(device=device).manual_seed(seed)
-    world = initial_state(scenario, slots, generator)
-    for _ in range(0 if scenario.cells == 1 else SETTLE):
-        world = advance(scenario, world, draw_noise(scenario, slots, generator))
-    if state is not None:
-        world["popularity"] = torch.full_like(world["popularity"], state)
-    noise = split_noise(scenario, draw_noise(scenario, slots, generator))
-    return situation(new_slot(scenario, world, noise)) | {"popularity": world["popularity"]}
 
 
 def _solve(
@@ -129,11 +124,8 @@ def _by_halving(scenario: Scenario, sample: dict[str, Tensor], slots: int) -> Te
 def _by_local_search(scenario: Scenario, sample: dict[str, Tensor], popular: Tensor, slots: int) -> Tensor:
     best = fill_in_order(scenario, popular)
     score = _score(scenario, sample, best.unsqueeze(0), slots)
-    change = torch.eye(scenario.models, dtype=torch.bool, device=best.device)
-    moves = torch.cat((change, (change.unsqueeze(0) ^ change.unsqueeze(1)).flatten(0, 1).unique(dim=0)))
     while True:
-        near = best ^ moves
-        near = near[fits(scenario, near)]
+        near = neighbours(scenario, best)
         scores = torch.cat([_score(scenario, sample, part, slots) for part in near.split(256)])
         if scores.max() <= score:
             return best
