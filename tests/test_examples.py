@@ -31,8 +31,8 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(lightning_t2drl, "train", lambda *words, **keys: train(*words, *TINY, **keys))
     monkeypatch.setattr(lightning_t2drl, "evaluate", smaller)
     yield
-    for name in ("mine", "own_actor", "torchrl_collector", "train_and_evaluate"):
-        sys.modules.pop(name, None)
+    for path in EXAMPLES.glob("*.py"):
+        sys.modules.pop(path.stem, None)
 
 
 def test_train_and_evaluate(tmp_path):
@@ -61,6 +61,16 @@ def test_own_actor_and_cacher_are_short():
 def test_torchrl_collector():
     found = importlib.import_module("torchrl_collector").main(num_envs=2, frames=8)
     assert all(math.isfinite(utility) for utility in found.values())
+
+
+def test_stable_baselines3_sac():
+    found = importlib.import_module("stable_baselines3_sac").main(steps=20, episodes=1)
+    assert all(math.isfinite(utility) for utility in found.values())
+
+
+def test_every_script_is_run_here():
+    scripts = {path.stem for path in EXAMPLES.glob("*.py")} - {"mine"}
+    assert scripts <= set(Path(__file__).read_text().split('"'))
 
 
 def test_notebook():

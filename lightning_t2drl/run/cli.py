@@ -130,6 +130,7 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(lightning|torchrl|tensordict|torch|hydra|pymoo|wandb|arch|rliable)\b.*")
     os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("RL_LOGGING_LEVEL", "ERROR")  # of torchrl, where it is imported later
 
 
 def _usage() -> str:
