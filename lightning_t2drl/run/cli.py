@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning_t2drl import __version__
+from lightning_t2drl.accel.memory import keep_freed_memory
 from lightning_t2drl.errors import NonFiniteError, UserError
 
 
@@ -119,6 +120,7 @@ def prepare_process() -> None:
     import torch
 
     quiet_libraries()
+    keep_freed_memory()
     torch.set_flush_denormal(True)  # denormals slow updates down several times over
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a user's own classes are in a module beside the data
