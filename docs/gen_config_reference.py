@@ -271,7 +271,7 @@ def command_page() -> str:
     parts = [
         "# Configuration\n",
         "Every key of every command, made from the schemas that check them and from the comments in `configs/`. "
-        "A key that does not exist, a value of another type and a combination that cannot be end in one line "
+        "A key that does not exist, a value of another type and an impossible combination end in one line "
         "([bad input](../bad-input.md)). `t2drl train --help` lists the choices.\n",
         "\n".join(lines) + "\n",
     ]

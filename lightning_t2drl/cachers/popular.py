@@ -23,7 +23,7 @@ class PopularConfig:
 class PopularCacher(Cacher):
     """Most popular first under the chain's stationary distribution, while it fits (the caching half of SCHRS).
 
-    With rankings of their own each cell holds what is popular there.
+    With rankings per cell, each cell holds what is popular there.
     """
 
     Config = PopularConfig

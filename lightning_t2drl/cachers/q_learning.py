@@ -108,7 +108,7 @@ class QLearningCacher(Cacher):
 
     @property
     def observed(self) -> tuple[str, ...]:
-        """What of a cell's observation the network sees."""
+        """The entries of a cell's observation that the network sees."""
         c = self.config
         optional = {"cache": c.observe_cache, "load": c.observe_load, "nearby": c.observe_nearby}
         return ("popularity", *(name for name, wanted in optional.items() if wanted))
@@ -158,7 +158,7 @@ class QLearningCacher(Cacher):
 
     def export(self) -> Exported:
         if self.config.observe_load or self.config.observe_nearby:
-            raise self.refuse("looks at the load or at other cells, which exported policies are not told of")
+            raise self.refuse("looks at the load or at other cells, which an exported policy does not get")
         inputs = {"popularity": torch.full((3, self.scenario.popularity_width), 1 / self.scenario.popularity_width)}
         if self.config.observe_cache:
             inputs["held"] = torch.ones(3, self.scenario.models) > 0

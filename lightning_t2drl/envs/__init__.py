@@ -1,4 +1,4 @@
-"""TorchRL environments over `lightning_t2drl.system`."""
+"""The world as environments for TorchRL, Gymnasium and PettingZoo."""
 
 from lightning_t2drl.envs.edge_aigc import EdgeAIGCEnv
 

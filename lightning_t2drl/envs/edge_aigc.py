@@ -196,7 +196,7 @@ class EdgeAIGCEnv(EnvBase):
         return world, memory
 
     def _seen_popularity(self) -> Tensor | None:
-        """What the cacher sees in place of each row of the scenario's `demands`; None where it sees frequencies."""
+        """What the cacher sees of each demand, by row of the scenario's `demands`; None where it sees frequencies."""
         s = self.scenario
         if s.popularity_observation == "frequencies":
             return None

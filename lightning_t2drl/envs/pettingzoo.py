@@ -73,5 +73,5 @@ class EdgeAIGCParallel(ParallelEnv[str, Any, Any]):
 
 
 def parallel_env(**arguments: Any) -> EdgeAIGCParallel:
-    """What PettingZoo's users call; arguments of `EdgeAIGCParallel`."""
+    """A PettingZoo environment; arguments of `EdgeAIGCParallel`."""
     return EdgeAIGCParallel(**arguments)

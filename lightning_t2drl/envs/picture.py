@@ -1,4 +1,4 @@
-"""A picture of one world's slot: who stands where, who is served from where, and what each user was given."""
+"""A picture of one world's slot: where users stand, which station serves them, and what each was given."""
 
 from __future__ import annotations
 
