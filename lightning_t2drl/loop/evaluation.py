@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
 from lightning_t2drl.allocators.base import Allocator
@@ -16,7 +17,7 @@ from lightning_t2drl.checks import within
 from lightning_t2drl.envs import EdgeAIGCEnv
 from lightning_t2drl.loop.finite import FiniteWatch
 from lightning_t2drl.loop.metrics import slot_metrics
-from lightning_t2drl.loop.slots import frame
+from lightning_t2drl.loop.slots import Slot, frame
 from lightning_t2drl.seeding import derive_seed
 from lightning_t2drl.system.scenario import Scenario
 
@@ -53,6 +54,7 @@ def evaluate(
     episodes: int,
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    watch: Callable[[EdgeAIGCEnv, Slot | None], None] = lambda env, slot: None,
 ) -> dict[str, Tensor]:
     """Play whole episodes without exploration.
 
@@ -63,30 +65,51 @@ def evaluate(
         episodes: how many.
         seed: of worlds and policies, apart from training's.
         progress: called with (slots done, slots in all).
+        watch: called with the environment and None before the first slot, and with every slot after it was served.
 
     Returns:
         Per-episode means over slots by metric, [episodes] each, on the CPU; `total_utility` is the sum of slot
         rewards, `net_utility` the utility less the cost of loading models.
     """
     env = EdgeAIGCEnv(scenario, episodes, derive_seed(seed, "evaluation"), allocator.device)
-    sums: dict[str, Tensor] = {}
-    slots, done, watch = scenario.slots_per_episode, 0, FiniteWatch()
+    means = EpisodeMeans(env.scenario)
+    slots, done, finite = scenario.slots_per_episode, 0, FiniteWatch()
     with torch.no_grad(), on_own_randomness(cacher, seed), on_own_randomness(allocator, seed):
         cacher.start_episode(env.observe())
         env.generator.manual_seed(derive_seed(seed, "evaluation", 0))
+        watch(env, None)
         for number in range(scenario.frames_per_episode):
             for slot in frame(env, cacher, allocator):
                 done += 1
                 env.generator.manual_seed(derive_seed(seed, "evaluation", done))
-                watch.add("the allocation that the allocator returned", slot.raw)
-                values = slot_metrics(env.scenario, slot.following["served"], slot.cells["attached"])
-                values["net_utility"] = slot.following["reward", "frame"].mean((-1, -2)) * scenario.slots_per_frame
-                for name, value in values.items():
-                    sums[name] = sums[name] + value if name in sums else value
+                finite.add("the allocation that the allocator returned", slot.raw)
+                means.add(slot.following["served"], slot.cells["attached"], slot.following["reward", "frame"])
+                watch(env, slot)
                 progress(done, slots)
-            watch.check(f"evaluation, frame {number}")
-    means = {name: (total / slots).cpu() for name, total in sums.items()}
-    return means | {"total_utility": means["utility"] * slots}
+            finite.check(f"evaluation, frame {number}")
+    return means.take()
+
+
+class EpisodeMeans:
+    """Means over the slots of episodes, by metric."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.sums: dict[str, Tensor] = {}
+        self.slots = 0
+
+    def add(self, served: TensorDict, attached: Tensor, frame_reward: Tensor) -> None:
+        """Add a slot: what `serve` returned [N, B], who was attached [N, B, U], and the frame rewards [N, B, 1]."""
+        values = slot_metrics(self.scenario, served, attached)
+        values["net_utility"] = frame_reward.mean((-1, -2)) * self.scenario.slots_per_frame
+        for name, value in values.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.slots += 1
+
+    def take(self) -> dict[str, Tensor]:
+        """The means [N], on the CPU, with `total_utility`, the sum of slot rewards."""
+        means = {name: (total / self.slots).cpu() for name, total in self.sums.items()}
+        return means | {"total_utility": means["utility"] * self.slots}
 
 
 PER_EPISODE = ("utility", "net_utility", "hit_ratio")  # kept for comparisons with schemes that played fewer episodes

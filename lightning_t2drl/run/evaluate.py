@@ -21,6 +21,7 @@ from lightning_t2drl.cachers.random import RandomCacher, RandomConfig
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.files import as_json, write_atomically
 from lightning_t2drl.loop.evaluation import evaluate, summarise
+from lightning_t2drl.loop.records import Recorder
 from lightning_t2drl.policy import Policy
 from lightning_t2drl.run.compose import PAIR, Composed
 from lightning_t2drl.run.results_dir import new_directory
@@ -76,7 +77,7 @@ def run_evaluation(composed: Composed) -> Evaluation:
             def show(done: int, total: int) -> None:
                 progress.update(task, completed=done, total=total)
 
-            results = play(composed, show, screen.print)
+            results = play(composed, show, screen.print, directory / "records" if config.records else None)
         screen.print(schemes_table(results), soft_wrap=False)
         write_atomically(directory / RESULT, as_json(results))
     screen.print(f"written to {directory / RESULT}")
@@ -87,15 +88,21 @@ def play(
     composed: Composed,
     progress: Callable[[int, int], None] = lambda done, total: None,
     say: Callable[[str], None] = print,
+    records: Path | None = None,
 ) -> dict[str, Any]:
     """Play what is composed and its references: what `evaluation.json` holds.
+
+    Args:
+        composed: the config.
+        progress, say: called with what is done, and with what is left out.
+        records: where every decision is written, see `loop.records`; None: nowhere.
 
     Raises:
         UserError: what is asked for cannot be built.
     """
     config = composed.config
     pair = load_policies(composed)
-    return compare(*pair, config.episodes, config.seed, config.references, progress, say)
+    return compare(*pair, config.episodes, config.seed, config.references, progress, say, records)
 
 
 def compare(
@@ -108,17 +115,26 @@ def compare(
     references: Sequence[str],
     progress: Callable[[int, int], None] = lambda done, total: None,
     say: Callable[[str], None] = print,
+    records: Path | None = None,
 ) -> dict[str, Any]:
     """A pair and the references on the same worlds, as `evaluation.json` holds it.
 
-    References have a place of their own, so that no name of a scheme can stand for one of them.
+    References have a place of their own, so that no name of a scheme can stand for one of them. Records of the pair
+    go to `scheme/` below `records`, those of a reference to a directory of its name.
     """
-    scheme = summarise(evaluate(scenario, cacher, allocator, episodes, seed, progress))
+
+    def played(directory: str, cacher: Cacher, allocator: Allocator) -> dict[str, Any]:
+        if records is None:
+            return summarise(evaluate(scenario, cacher, allocator, episodes, seed, progress))
+        with Recorder(records / directory, scenario, episodes) as recorder:
+            return summarise(evaluate(scenario, cacher, allocator, episodes, seed, progress, recorder))
+
+    scheme = played("scheme", cacher, allocator)
     beside = {}
     for reference in references:
         try:
             pair = REFERENCES[reference](scenario)
-            beside[reference] = summarise(evaluate(scenario, *pair, episodes, seed, progress))
+            beside[reference] = played(reference, *pair)
         except UserError as error:  # such as more caches than an oracle can try
             say(f"{reference}: left out, {error}")
     return {

@@ -109,6 +109,7 @@ class EvaluateConfig:
     episodes: int = 200
     seed: int = 1_000_003
     references: list[str] = field(default_factory=lambda: ["rcars", "oracle"])
+    records: bool = False
     output_dir: str | None = None
     progress_bar: bool = True
     env: EnvConfig = field(default_factory=EnvConfig)
