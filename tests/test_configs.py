@@ -16,6 +16,7 @@ from lightning_t2drl.run.compose import compose
 from lightning_t2drl.run.schemas import SCHEMAS
 from lightning_t2drl.system import load_scenario
 from lightning_t2drl.system.scenario_config import CONFIG_ROOT, ServiceConfig
+from tools.fuzz_overrides import fuzz
 
 ROOT = CONFIG_ROOT.parent
 FILES = sorted(CONFIG_ROOT.rglob("*.yaml"))
@@ -147,6 +148,11 @@ def test_another_class_takes_along_no_key_it_does_not_have(tmp_path, monkeypatch
     assert plain(*words)["allocator"]["actor"] == {"_target_": "mine_trunk.Attention"}
     typed = plain(*words, "allocator.actor.heads=4", "~allocator.actor.rounds")["allocator"]["actor"]
     assert typed == {"_target_": "mine_trunk.Attention", "heads": 4}
+
+
+def test_a_sample_of_the_fuzz():
+    found = fuzz(40, seed=3)
+    assert found["accepted"] and found["refused"]
 
 
 # -- files of one's own

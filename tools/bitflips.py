@@ -80,6 +80,7 @@ def main() -> None:
     command = " ".join(["python -m tools.bitflips", *sys.argv[1:]])
     seconds = round(time.perf_counter() - begin)
     text = json.dumps({"command": command, "commit": begun_at, **outcome, "seconds": seconds}, indent=2)
+    given.output.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(given.output, text + "\n")
     print(text)
     if outcome["silent"] or outcome["traceback"]:

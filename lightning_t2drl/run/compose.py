@@ -114,7 +114,7 @@ def compose(command: str, arguments: Sequence[str], say: Callable[[str], None] =
         try:
             plain, choices = run(words)
         except _NoSuchKeyError as error:
-            known = [key for key, _ in leaves(run([word for word in words if word.chooses])[0])]
+            known = [key for key, _ in leaves(run([w for w in words if w.chooses and "." not in w.key])[0])]
             raise UserError(_no_such_key(str(error), known)) from None
         its = [section for section in stored if choices.get(section) == STORED]
         if checkpoint is not None:
@@ -273,6 +273,8 @@ def _explained(error: Exception, directories: Sequence[str]) -> Exception:
 def _no_such_key(key: str, known: list[str]) -> str:
     if new := renamed.KEYS.get(key):
         return f"{key}: renamed; the key is {new} now"
+    if "/" in key:
+        return f"{key}: no such group to choose from in what is composed here"
     return f"{key}: no such key{nearest(key, known)}"
 
 
