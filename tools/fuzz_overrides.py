@@ -25,12 +25,12 @@ from omegaconf import OmegaConf
 
 from lightning_t2drl.building import build_policies
 from lightning_t2drl.errors import UserError
+from lightning_t2drl.loop.stored import leaves
 from lightning_t2drl.run.choices import groups, options
 from lightning_t2drl.run.cli import run
 from lightning_t2drl.run.compose import Composed, compose
 from lightning_t2drl.run.overrides import expand, parse, read
 from lightning_t2drl.run.schemas import SCHEMAS
-from lightning_t2drl.run.stored import leaves
 from lightning_t2drl.suite.benchmark import make_jobs
 
 SMALL = ["frames=1", "env.num_envs=1", "env.slots_per_frame=2", "env.frames_per_episode=1", "progress_bar=false"]
