@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -86,8 +87,8 @@ def train(tree: Path, experiment: str, overrides: list[str], output: Path) -> di
     }
 
 
-def pairs(base: Path, experiment: str, overrides: list[str], count: int, work: Path) -> dict[str, list[dict]]:
-    """The runs by side, one of each per pair; who goes first alternates."""
+def pairs(base: Path, experiment: str, overrides: list[str], count: int, work: Path) -> Iterator[dict[str, list[dict]]]:
+    """The runs so far by side, after each pair; who goes first alternates."""
     runs: dict[str, list[dict]] = {HERE: [], BASE: []}
     trees = {HERE: ROOT, BASE: base}
     for pair in range(count):
@@ -96,7 +97,7 @@ def pairs(base: Path, experiment: str, overrides: list[str], count: int, work: P
             run = train(trees[side], experiment, [f"seed={pair}", *overrides], output)
             print(f"{experiment}, pair {pair + 1}, {side}: {run['cpu_seconds']:.1f} CPU s", flush=True)
             runs[side].append(run)
-    return runs
+        yield runs
 
 
 def page(origin: dict[str, Any], base: str, runs: dict[str, dict[str, list[dict]]]) -> str:
@@ -131,17 +132,17 @@ def main(arguments: list[str]) -> str:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for both sides, such as frames=20")
     parsed = parser.parse_args(arguments)
     origin = provenance(" ".join(["python -m benchmarks.whole_run", *arguments])) | {"threads": 1}
-    with worktree(parsed.base) as base, tempfile.TemporaryDirectory() as work:
-        runs = {
-            experiment: pairs(base, experiment, parsed.overrides, parsed.pairs, Path(work))
-            for experiment in parsed.experiment.split(",")
-        }
     parsed.output.mkdir(parents=True, exist_ok=True)
-    content = {"provenance": origin, "base": parsed.base, "runs": runs}
-    (parsed.output / "whole_run.json").write_text(json.dumps(content, indent=1) + "\n")
-    text = page(origin, parsed.base, runs)
-    (parsed.output / "whole_run.md").write_text(text)
-    return text
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of `finally`, which removes the worktree
+    runs: dict[str, dict[str, list[dict]]] = {}
+    with worktree(parsed.base) as base, tempfile.TemporaryDirectory() as work:
+        for experiment in parsed.experiment.split(","):
+            for so_far in pairs(base, experiment, parsed.overrides, parsed.pairs, Path(work)):
+                runs[experiment] = so_far
+                content = {"provenance": origin, "base": parsed.base, "runs": runs}
+                (parsed.output / "whole_run.json").write_text(json.dumps(content, indent=1) + "\n")
+                (parsed.output / "whole_run.md").write_text(page(origin, parsed.base, runs))
+    return page(origin, parsed.base, runs)
 
 
 if __name__ == "__main__":
