@@ -31,6 +31,7 @@ DECIDES = {
 }  # what an agent decides: what it sees for that
 OBSERVATIONS = ("flat", "dict")
 REWARDS = ("slot", "frame")
+FLAGS = ("cache", "frame_start", "nearby")
 LIMIT = 10.0  # observations are clipped to [-LIMIT, LIMIT]; nothing but a vanishing link goes beyond
 
 
@@ -70,13 +71,14 @@ class View:
     - `popularity` [P]: what the scenario lets a cacher see of the demand;
     - `cache` [M], int8: the models that the cell holds now;
     - `load` [3]: what the last frame's users would take of storage, bandwidth and steps;
-    - `frame_start` [1], int8: whether the caches are set in this step.
+    - `frame_start` [1], int8: whether the caches are set in this step;
+    - `nearby` [M], int8: the models that other cells hold, where cells fetch from each other and the agent caches.
 
     Args:
         scenario: name of a file of `configs/env/`, or a `Scenario`.
         decides: `allocation` (sees `users`, `cache`), `cache` (sees `popularity`, `cache`, `load`) or `both` (sees
             all).
-        observation: `dict` (the fields by name) or `flat` (one vector, cell by cell, fields in the order of `DECIDES`,
+        observation: `dict` (the fields by name) or `flat` (one vector, cell by cell, fields in the order above,
             `request` one-hot).
         cacher: sets the caches if the agent does not: the name of a rule (`popular`, `lru`, `oracle`, ...) or a
             `Cacher`, such as a trained one.
@@ -117,6 +119,8 @@ class View:
         self.allocator = allocates if self.decides == "cache" else None
         if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
             raise UserError(f"num_envs: {num_envs!r} is not a whole number of at least 1")
+        cooperates = self.scenario.cooperates and self.decides != "allocation"
+        self.fields = DECIDES[self.decides] + ("nearby",) * cooperates
         self.joint = joint
         self._leading = (self.scenario.cells,) if joint and self.scenario.cells > 1 else ()
         self.env = EdgeAIGCEnv(self.scenario, num_envs)
@@ -140,12 +144,13 @@ class View:
             "cache": spaces.MultiBinary((*leading, s.models)),
             "load": box(3, low=0.0),
             "frame_start": spaces.MultiBinary((*leading, 1)),
+            "nearby": spaces.MultiBinary((*leading, s.models)),
         }
         if not self.flat:
-            return spaces.Dict({name: every[name] for name in DECIDES[self.decides]})
+            return spaces.Dict({name: every[name] for name in self.fields})
         sizes = {"users": s.users * UserFeatures.PER_USER, "request": s.users * s.models, "load": 3, "frame_start": 1}
-        sizes |= {"popularity": s.popularity_width, "cache": s.models}
-        width = sum(sizes[name] for name in DECIDES[self.decides])
+        sizes |= {"popularity": s.popularity_width, "cache": s.models, "nearby": s.models}
+        width = sum(sizes[name] for name in self.fields)
         return spaces.Box(-LIMIT, LIMIT, (width * (s.cells if self.joint else 1),), np.float32)
 
     def action_space(self) -> spaces.Space[Any]:
@@ -249,7 +254,7 @@ class View:
 
     def _observation(self) -> dict[str, Array] | Array:
         """Arrays of all worlds."""
-        cells, wanted = self.cells, DECIDES[self.decides]
+        cells, wanted = self.cells, self.fields
         fields = {name: cells[name] for name in wanted if name in cells}
         if "users" in wanted:
             rows = self.users(self.scenario, cells)["features"].clamp(-LIMIT, LIMIT)
@@ -262,7 +267,7 @@ class View:
         if not self.flat:
             one = self.joint and not self._leading
             fields = {name: value.squeeze(1) if one else value for name, value in fields.items()}
-            return {name: _array(fields[name], name in ("cache", "frame_start")) for name in wanted}
+            return {name: _array(fields[name], name in FLAGS) for name in wanted}
         if "request" in wanted:
             fields["request"] = torch.nn.functional.one_hot(fields["request"], self.scenario.models)
         flat = torch.cat([fields[name].flatten(2).float() for name in wanted], -1)

@@ -89,6 +89,17 @@ def test_a_step_of_the_cacher_is_a_frame():
         assert truncated == (number == 2)
 
 
+def test_who_caches_sees_what_other_cells_hold():
+    env = make(decides="cache", observation="dict", cells=2, edge_link_mbps=100.0)
+    env.reset(seed=0)
+    cache = np.zeros((2, 10), dtype=np.int8)
+    cache[0, 2], cache[1, 6] = 1, 1
+    seen = env.step(cache)[0]
+    assert seen in env.observation_space and np.array_equal(seen["nearby"], cache[::-1])
+    flat = make(decides="cache", cells=2, edge_link_mbps=100.0)
+    assert flat.reset(seed=0)[0] in flat.observation_space
+
+
 def test_both_are_decided_by_one_vector():
     env = make(decides="both", observation="dict", reward="frame")
     seen, _ = env.reset(seed=1)
