@@ -13,6 +13,13 @@ from lightning_t2drl.system.scenario import Scenario
 
 LEAST_GAIN = 1e-30  # weaker links are treated as this one, so that float32 does not overflow
 OBSERVED = ("request", "input_bits", "output_bits", "gain", "cache", "attached")
+OF_SEVERAL = ("uplink_interference", "downlink_interference", "handover")
+
+
+def names_of(scenario: Scenario) -> tuple[str, ...]:
+    """What is observed of a slot, in the order of a graph's inputs: `OBSERVED`, and more with several cells."""
+    several = OF_SEVERAL if scenario.cells > 1 else ()
+    return (*OBSERVED, *several, *(("nearby",) if scenario.cooperates else ()))
 
 
 def observed(scenario: Scenario, users: int) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
@@ -25,7 +32,15 @@ def observed(scenario: Scenario, users: int) -> tuple[dict[str, Tensor], dict[st
         "cache": torch.ones(batch, scenario.models, dtype=torch.bool),
         "attached": torch.ones(batch, users, dtype=torch.bool),
     }
-    return inputs, {name: {0: "batch", 1: "users"} for name in inputs} | {"cache": {0: "batch"}}
+    several = {
+        "uplink_interference": torch.zeros(batch),
+        "downlink_interference": torch.zeros(batch, users),
+        "handover": torch.zeros(batch, users, dtype=torch.bool),
+        "nearby": torch.zeros(batch, scenario.models, dtype=torch.bool),
+    }
+    inputs |= {name: value for name, value in several.items() if name in names_of(scenario)}
+    per_cell = {name: {0: "batch"} for name in ("cache", "uplink_interference", "nearby") if name in inputs}
+    return inputs, {name: {0: "batch", 1: "users"} for name in inputs} | per_cell
 
 
 class AllocatorGraph(nn.Module):
@@ -42,7 +57,7 @@ class AllocatorGraph(nn.Module):
         self.allocator, self.shares, self.chain = allocator, shares, chain
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Shares [N, U, 2] from `OBSERVED` and, for a diffusion chain, noise [I, N, U, 2]."""
+        """Shares [N, U, 2] from what `names_of` lists and, for a diffusion chain, noise [I, N, U, 2]."""
         *values, noise = inputs if self.chain else (*inputs, torch.empty(0))
         return self.shares(state_of(self.allocator, values), noise)
 
@@ -60,13 +75,13 @@ class CriticGraph(nn.Module):
         self.allocator, self.value = allocator, value
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Values [N] from `OBSERVED` and shares [N, U, 2]."""
+        """Values [N] from what `names_of` lists and shares [N, U, 2]."""
         *values, shares = inputs
         return self.value(state_of(self.allocator, values), shares).mean(-1)
 
 
 def state_of(allocator: Any, values: Iterable[Tensor]) -> State:
     """The allocator's state from what was observed."""
-    observation = dict(zip(OBSERVED, values, strict=True))
+    observation = dict(zip(names_of(allocator.scenario), values, strict=True))
     observation["gain"] = observation["gain"].clamp_min(LEAST_GAIN)
     return allocator.features(allocator.scenario, observation)

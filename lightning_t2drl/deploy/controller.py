@@ -20,6 +20,7 @@ NEEDED = ("scenario", "users", "decision_samples", "popularity", "cacher")
 POLICY, ALLOCATOR, CRITIC, CACHER = "policy.json", "allocator.onnx", "critic.onnx", "cacher.onnx"
 
 MOST_BITS = 1e15  # of a payload: its square still fits in float32
+MOST_WATTS = 1e3  # of interference
 
 
 class Allocation(NamedTuple):
@@ -50,7 +51,10 @@ class Controller:
         self.diffusion_steps: int = self.policy.get("diffusion_steps", self.policy.get("denoising_steps", 0))
         self.step_budget: float = scenario["step_budget"]
         # Gain of a user whose uplink signal is as strong as the noise over the whole bandwidth.
-        self.gain_at_0_db: float = scenario["noise_density"] * scenario["bandwidth"] / scenario["user_power"]
+        bandwidth = scenario["bandwidth"] / scenario.get("reuse", 1)
+        self.gain_at_0_db: float = scenario["noise_density"] * bandwidth / scenario["user_power"]
+        self.several_cells: bool = scenario["cells"] > 1
+        self.edge_link: bool = self.several_cells and scenario["edge_link_rate"] is not None
         self.generator = np.random.default_rng(seed)
         self._allocator = _session(Path(path, ALLOCATOR))
         self._critic = _session(Path(path, CRITIC)) if self.diffusion_steps else None
@@ -60,8 +64,10 @@ class Controller:
         """Which models to hold for the coming frame.
 
         Args:
-            popularity: what the policy was trained to see: the number of the popularity state, or (`popularity` of
-                `policy.json` is `frequencies`) how often each model was requested in the last frame, [M].
+            popularity: what the policy was trained to see, as `popularity` of `policy.json` says. `state`: the number
+                of the popularity state (cell x states + state where cells have rankings of their own);
+                `probabilities`: the probability of each model, [M]; `frequencies`: how often each model was
+                requested in the last frame, [M].
             held: which models are held now, bool [M]; only asked for where the policy looks at it.
 
         Returns:
@@ -92,6 +98,10 @@ class Controller:
         gain: ArrayLike | None = None,
         snr_db: ArrayLike | None = None,
         attached: ArrayLike | None = None,
+        uplink_interference: float | None = None,
+        downlink_interference: ArrayLike | None = None,
+        handover: ArrayLike | None = None,
+        nearby: ArrayLike | None = None,
         samples: int | None = None,
         seed: int | None = None,
     ) -> Allocation:
@@ -104,6 +114,10 @@ class Controller:
             gain: linear power gain of each user's link, [U]; or instead
             snr_db: its uplink signal-to-noise ratio over the whole bandwidth, dB [U].
             attached: which users are attached to this cell, bool [U]; all when left out. The others get nothing.
+            uplink_interference, downlink_interference: power that other cells add to the noise at the station, W, and
+                at each user, W [U]; none when left out. These and the next are for policies of several cells only.
+            handover: which users were taken over in this slot, bool [U]; none when left out.
+            nearby: which models another cell holds, bool [M]; none when left out. For policies that know of edge links.
             samples: chains to draw, of which the critic picks the best; None: as many as
                 `allocator.decision_samples` said when the policy was exported.
             seed: with a seed the decision depends on the arguments alone; None: noise comes from the controller's
@@ -128,11 +142,33 @@ class Controller:
             "cache": _flags("cache", cache, self.models, "models"),
             "attached": np.ones(users, bool) if attached is None else _flags("attached", attached, users, "users"),
         }
+        several = {"uplink_interference": uplink_interference, "downlink_interference": downlink_interference}
+        feeds |= self._of_several(several | {"handover": handover, "nearby": nearby}, users)
         self._check_storage(feeds["cache"])
         shares = self._shares(feeds, users, samples, seed)
         if not math.isfinite(shares.sum()):
             raise RuntimeError("the policy answers with NaN: its parameters are damaged; export it anew")
         return Allocation(shares[:, 0], shares[:, 1] * np.float32(self.step_budget))
+
+    def _of_several(self, given: dict[str, Any], users: int) -> dict[str, NDArray[Any]]:
+        """What a policy of several cells is told beside the rest; what was not given is nothing."""
+        known = dict.fromkeys(given, self.several_cells) | {"nearby": self.edge_link}
+        for name, value in given.items():
+            if value is not None and not known[name]:
+                raise ValueError(f"{name}: this policy was made where there is none (env.cells, env.edge_link_mbps)")
+        if not self.several_cells:
+            return {}
+        at_station = 0.0 if given["uplink_interference"] is None else given["uplink_interference"]
+        at_users = np.zeros(users) if given["downlink_interference"] is None else given["downlink_interference"]
+        out: dict[str, NDArray[Any]] = {
+            "uplink_interference": _numbers("uplink_interference", [at_station], 1, 0.0, MOST_WATTS, "stations")[0],
+            "downlink_interference": _numbers("downlink_interference", at_users, users, 0.0, MOST_WATTS),
+        }
+        for name, length, of in (("handover", users, "users"), ("nearby", self.models, "models")):
+            if known[name]:
+                flags = np.zeros(length, bool) if given[name] is None else given[name]
+                out[name] = _flags(name, flags, length, of)
+        return out
 
     def _check_storage(self, cache: NDArray[np.bool_]) -> None:
         scenario = self.policy["scenario"]
@@ -171,7 +207,9 @@ class Controller:
     def _popularity(self, value: ArrayLike) -> NDArray[np.float32]:
         """What the cacher's network sees of the demand, [P]."""
         if self.policy["popularity"] == "state":
-            states = self.policy["scenario"]["popularity_states"]
+            table = self.policy["scenario"]["request_probability"]
+            # With rankings of their own the states of all cells are counted through.
+            states = len(table) * len(table[0]) if isinstance(table[0][0], list) else len(table)
             return np.eye(states, dtype=np.float32)[_indices("popularity", np.atleast_1d(value), states)[0]]
         counts = _numbers("popularity", value, self.models, 0.0, 1e12, "models")
         total = counts.sum()

@@ -33,10 +33,14 @@ INPUTS = {
     "gain": "float32 [batch, users]: linear power gain of the link",
     "cache": "bool [batch, models]: models the cell holds",
     "attached": "bool [batch, users]: users of this cell",
+    "uplink_interference": "float32 [batch]: power that other cells add to the noise at the station, W",
+    "downlink_interference": "float32 [batch, users]: the same at each user, W",
+    "handover": "bool [batch, users]: users that were taken over in this slot",
+    "nearby": "bool [batch, models]: models that another cell holds",
     "noise": "float32 [diffusion_steps, batch, users, 2]: standard normal",
     "shares": "float32 [batch, users, 2]: shares of bandwidth and of step_budget, feasible",
     "value": "float32 [batch]: the critics' judgement of the shares, to compare samples by",
-    "popularity": "float32 [batch, states or models]: popularity state as one-hot, or last frame's request frequencies",
+    "popularity": "float32 [batch, states or models]: state as one-hot, probabilities, or last frame's frequencies",
     "held": "bool [batch, models]: models held before the decision, where the cacher looks at them",
 }
 

@@ -6,9 +6,13 @@ import pytest
 import torch
 
 from lightning_t2drl.allocators.d3pg import D3PGAllocator, D3PGConfig
+from lightning_t2drl.allocators.graphs import names_of
 from lightning_t2drl.cachers.ddqn import DDQNCacher, DDQNConfig
+from lightning_t2drl.deploy.export import run_export
 from lightning_t2drl.envs import EdgeAIGCEnv
 from lightning_t2drl.errors import UserError
+from lightning_t2drl.run.compose import compose
+from lightning_t2drl.run.evaluate import load_policies
 from lightning_t2drl.system import load_scenario
 
 LEARNERS = ["quickstart", "t2drl_ddpg", "t2drl_paper"]
@@ -77,3 +81,34 @@ def test_users_of_other_cells_change_nothing_of_an_allocation_or_a_gradient():
 def test_nearby_needs_an_edge_link():
     with pytest.raises(UserError, match="edge_link_mbps"):
         DDQNCacher(load_scenario("paper"), DDQNConfig(observe_nearby=True))
+
+
+@pytest.mark.parametrize("experiment", ["quickstart", "t2drl_paper"])
+def test_an_exported_policy_decides_for_a_cell_as_pytorch_does(experiment, tmp_path, run_train):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from lightning_t2drl.deploy import Controller
+
+    run_train(f"experiment={experiment}", "env=cells3", "env.edge_link_mbps=200", output_dir=tmp_path / "run")
+    composed = compose("export", [f"checkpoint={tmp_path}/run/checkpoints/last", f"output_dir={tmp_path}/policy"])
+    run_export(composed)
+    _, scenario, cacher, allocator = load_policies(composed)
+    env = EdgeAIGCEnv(scenario, 3, seed=4)
+    for _ in range(3):  # slots of one frame, so that the cache stays
+        cells = env.latch(cacher.decide(env.observe()))
+        seen = {name: cells[name].flatten(0, 1).numpy() for name in names_of(scenario)}
+        state = allocator.state(cells.flatten())
+        noise = allocator.draw_noise(state.to_dict())
+        chain = {"noise": noise.numpy()} if allocator.actor.steps else {}
+        session = onnxruntime.InferenceSession(tmp_path / "policy" / "allocator.onnx")
+        with torch.no_grad():
+            expected = allocator.shares(allocator.actor, state.to_dict(), noise)
+        torch.testing.assert_close(torch.tensor(session.run(None, seen | chain)[0]), expected, rtol=0, atol=2e-3)
+        env.play(torch.zeros(3, 3, 30, 2))
+    controller = Controller(tmp_path / "policy")
+    one = {name: value[0] for name, value in seen.items()}
+    bandwidth, _ = controller.allocate(**one, seed=0)
+    assert bandwidth.shape == (30,) and not bandwidth[~one["attached"]].any() and bandwidth.sum() <= 1 + 1e-5
+    held = controller.cache(cells["popularity"][0, 0].numpy())
+    assert torch.equal(torch.tensor(held), cells["cache"][0, 0])
+    with pytest.raises(ValueError, match="downlink_interference"):
+        controller.allocate(**one | {"downlink_interference": [-1.0] * 30})
