@@ -241,7 +241,7 @@ def _cost(total: float, place: Path, tree: Path) -> Cost:
 # -- the report
 
 
-def machine(command: str) -> dict[str, Any]:
+def machine() -> dict[str, Any]:
     """Where the figures come from, with the libraries that multiply matrices."""
     built = torch.__config__.show()
     libraries = (r"Math Kernel Library Version (\S+)", r"MKL-DNN (v\S+)", r"CPU capability usage: (\S+)")
@@ -249,7 +249,8 @@ def machine(command: str) -> dict[str, Any]:
     vendor = ""
     with contextlib.suppress(OSError):
         vendor = "".join(re.findall(r"^vendor_id\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.M)[:1])
-    return provenance(command, "") | {
+    where = provenance("", "")
+    return {key: value for key, value in where.items() if key not in ("command", "budget")} | {
         "threads": 1,
         "vendor": vendor,
         "mkl": mkl,
@@ -295,12 +296,25 @@ def rows(rounds: dict[str, list[Round]]) -> list[dict[str, Any]]:
                 "rounds": len(pairs),
                 "ratio": Spread.of(whole),
                 "frame_ratio": Spread.of([ratio for a, b in pairs for ratio in by_block(a, b)]),
-                "saved_percent": 100 * (1 - 1 / Spread.of(whole).median),
+                "saved_percent": saved_percent(Spread.of(whole).median),
             })  # fmt: skip
-        saved = max((row["saved_percent"] for row in of_trick), default=0.0)
-        stays = saved >= (LEAST_PRIVATE if trick.private else LEAST)
-        out += [row | {"verdict": ("stays" if stays else "goes") if trick.judged else "–"} for row in of_trick]
+        # One verdict for all experiments.
+        out += [row | {"verdict": verdict(trick, [row["ratio"] for row in of_trick])} for row in of_trick]
     return out
+
+
+def saved_percent(ratio: float) -> float:
+    return 100 * (1 - 1 / ratio)
+
+
+def verdict(trick: Trick, ratios: list[Spread]) -> str:
+    """What the experiment in which it saves most says; nothing where its quartiles lie on both sides of the limit."""
+    best, least = max(ratios, key=lambda ratio: ratio.median), LEAST_PRIVATE if trick.private else LEAST
+    if not trick.judged:
+        return "–"
+    if saved_percent(best.lower) < least <= saved_percent(best.upper):
+        return "too close to call"
+    return "stays" if saved_percent(best.median) >= least else "goes"
 
 
 def page(origin: dict[str, Any], rounds: dict[str, list[Round]]) -> str:
@@ -310,12 +324,13 @@ def page(origin: dict[str, Any], rounds: dict[str, list[Round]]) -> str:
         reaches = "changes no bit of a product on this processor, so that oneDNN was not tried"
     table = rows(rounds)
     staying = list(dict.fromkeys(row["trick"] for row in table if row["verdict"] == "stays"))
+    close = list(dict.fromkeys(row["trick"] for row in table if row["verdict"] == "too close to call"))
     lines = [
         "# Speed tricks on trial",
         "",
         f"What each speed trick of commit {COMMIT} saves of the CPU time of a whole training run.",
         "",
-        f"- command: `{o['command']}`, {o['date']}",
+        f"- {o['date']}, by " + ", ".join(f"`{command}`" for command in o["commands"]),
         f"- {o['cpu']} ({o['vendor']}, PyTorch uses {o['capability']}), {o['cores']} cores, {o['system']}; Python "
         f"{o['python']}, torch {o['torch']} with MKL {o['mkl']} and oneDNN {o['onednn']}; one thread per process",
         f"- permission to round to bfloat16, by which `fast_products` reaches oneDNN, {reaches}",
@@ -326,7 +341,7 @@ def page(origin: dict[str, Any], rounds: dict[str, list[Round]]) -> str:
         "of the compiler; autograd through the chain; no compiling; `Adam(fused=True)`; `clip_grad_norm_`; "
         "`TensorDict(...)`; `ReplayBuffer` over a TensorDict; a look at every world's slot in every slot",
         f"- a trick stays if it saves {LEAST:g} % of a run of some experiment, {LEAST_PRIVATE:g} % where it needs "
-        "private API. What stays: " + ("; ".join(staying) or "none of them"),
+        f"private API. What stays: {'; '.join(staying) or 'none'}; too close to call: {'; '.join(close) or 'none'}",
         "",
         *_table(("trick", "private API", "experiment", "rounds", "whole run, without / with", "saved",
                  "a frame, without / with", "verdict"), 3),
@@ -335,7 +350,13 @@ def page(origin: dict[str, Any], rounds: dict[str, list[Round]]) -> str:
         cells = (row["trick"], row["private"] or "no", row["experiment"], row["rounds"], _spread(row["ratio"]),
                  f"{row['saved_percent']:+.1f} %", _spread(row["frame_ratio"]), row["verdict"])  # fmt: skip
         lines.append(_row(cells))
-    lines += ["", "## What the runs took", "", "CPU seconds, medians.", ""]
+    lines += [
+        "",
+        "## What the runs took",
+        "",
+        "CPU seconds, medians. They rise with what else the machine does; only runs of one round are compared.",
+        "",
+    ]
     lines += _table(("experiment", "run", "whole run as shipped", "whole run as measured", "of it all but frames and "
                      "evaluations", "of it compiling", "an evaluation", "a frame"), 2)  # fmt: skip
     for name, played in rounds.items():
@@ -383,7 +404,7 @@ def _spread(spread: Spread) -> str:
 
 
 def load(path: Path, origin: dict[str, Any]) -> dict[str, list[Round]]:
-    """The rounds of an earlier call.
+    """The rounds of earlier calls, whose commands come before that of this one in `origin`.
 
     Raises:
         SystemExit: they are of another machine.
@@ -394,6 +415,7 @@ def load(path: Path, origin: dict[str, Any]) -> dict[str, list[Round]]:
     for key in ("cpu", "capability", "cores", "python", "torch"):
         if content["provenance"][key] != origin[key]:
             raise SystemExit(f"error: {path} holds rounds of another machine ({key}: {content['provenance'][key]})")
+    origin["commands"] = list(dict.fromkeys([*content["provenance"]["commands"], *origin["commands"]]))
     return {
         name: [{kind: Cost(**cost) for kind, cost in costs.items()} for costs in played]
         for name, played in content["rounds"].items()
@@ -432,7 +454,7 @@ def main() -> None:
     for option, names, there_are in (("experiments", asked, EXPERIMENTS), ("tricks", tricks, TRICKS)):
         if unknown := set(names) - there_are.keys():
             parser.error(f"--{option}: {', '.join(sorted(unknown))}; there are {', '.join(there_are)}")
-    origin = machine(shlex.join(["python", "-m", "benchmarks.tricks", *sys.argv[1:]]))
+    origin = machine() | {"commands": [shlex.join(["python", "-m", "benchmarks.tricks", *sys.argv[1:]])]}
     given.output.mkdir(parents=True, exist_ok=True)
     rounds = load(given.output / "tricks.json", origin)
     with checkout() as tree:
