@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -246,7 +247,8 @@ class FrameWandbLogger(Logger):
         self.run.log({"frame": frame} | {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures})
         self.run.summary.update({f"final/{key}": value for key, value in final.items()})
         if checkpoint is not None:
-            artifact = wandb.Artifact(f"{self.run.name}-checkpoint", type="checkpoint", metadata={"frame": frame})
+            name = re.sub(r"[^\w.-]+", "-", f"{self.run.name}-checkpoint")  # all that W&B takes
+            artifact = wandb.Artifact(name, type="checkpoint", metadata={"frame": frame})
             artifact.add_file(str(checkpoint), policy="immutable")  # not by way of a copy in the home directory
             self.run.log_artifact(artifact)
         self.close()
