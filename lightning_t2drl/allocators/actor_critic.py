@@ -74,6 +74,7 @@ class ActorCriticAllocator(Allocator):
         self.critics = self._build_critics()
         self.per_user = bool(self.critics[0].per_user)
         self.bootstraps = config.discount > 0
+        self.compiled = False
         if self.bootstraps:
             self.target_actor = self.build_actor().requires_grad_(False)
             self.target_critics = self._build_critics().requires_grad_(False)
@@ -192,7 +193,7 @@ class ActorCriticAllocator(Allocator):
         if self.bootstraps:
             following = batch["next_state"].to_dict()
             target = self.target(target, following, self.draw_noise(following))
-        order = self._members(state)
+        order = None if self.compiled else self._members(state)  # compiled code is for one size of the table
         state = _pick(state, order)
         if order is not None:
             shares = torch.take_along_dim(shares, order.unsqueeze(-1), -2)
@@ -245,6 +246,7 @@ class ActorCriticAllocator(Allocator):
             self._polyak(followers, followed, 0)
 
     def compile_update(self) -> None:
+        self.compiled = True
         for name in ("critic_loss", "actor_loss") + (("target",) if self.bootstraps else ()):
             setattr(self, name, Compiled(getattr(self, name)))
 

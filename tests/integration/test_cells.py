@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from tensordict import TensorDict
 
 from lightning_t2drl.allocators.d3pg import D3PGAllocator, D3PGConfig
 from lightning_t2drl.allocators.graphs import names_of
@@ -76,6 +77,21 @@ def test_users_of_other_cells_change_nothing_of_an_allocation_or_a_gradient():
         s["raw"] = allocator.act(s.exclude("shares"))
     torch.testing.assert_close(state["raw"], other["raw"])
     assert state["raw"].shape == (4, 3, 30, 2) and (state["raw"][~attached] == -1).all()
+
+
+def test_a_compiled_update_takes_the_whole_table_and_the_others_their_users_alone(monkeypatch):
+    scenario = load_scenario("cells3")
+    allocator = D3PGAllocator(scenario, D3PGConfig())
+    cells = EdgeAIGCEnv(scenario, 4, seed=1).observe()
+    state = allocator.state(cells).flatten()
+    batch = TensorDict({"state": state, "shares": torch.full((12, 30, 2), 0.05), "reward": torch.zeros(12, 30)}, [12])
+    widths = []
+    monkeypatch.setattr(allocator, "critic_loss", lambda state, shares, target: widths.append(
+        {shares.shape[1], target.shape[1], state["hit"].shape[1]}) or torch.zeros(()))  # fmt: skip
+    allocator.update(batch, lambda name, loss: None)
+    allocator.compiled = True
+    allocator.update(batch, lambda name, loss: None)
+    assert widths == [{int(state["attached"].sum(-1).max())}, {30}]
 
 
 def test_nearby_needs_an_edge_link():
