@@ -22,7 +22,7 @@ from benchmarks import decision, drift, environment, frame, growth, replay, repo
 from benchmarks.budget import BUDGETS, Budget
 from benchmarks.measure import Advance
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.run.cli import prepare_process
+from lightning_t2drl.run.commands import prepare_process
 
 ITEMS: dict[str, Callable[[Budget, Advance], report.Section]] = {
     "decision": decision.run,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.survival import differences
-from lightning_t2drl.run.cli import quiet_libraries, run
+from lightning_t2drl.run.commands import quiet_libraries, run
 
 ROOT = Path(__file__).resolve().parents[1]
 

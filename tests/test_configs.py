@@ -199,7 +199,7 @@ def test_a_directory_of_ones_own_comes_before_the_shipped_one(tmp_path):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """Of a tiny run with six users, whose config is as the checkpoint holds it."""
-    from lightning_t2drl.run.cli import run
+    from lightning_t2drl.run.commands import run
     from tests.conftest import TINY
 
     directory = tmp_path_factory.mktemp("run")

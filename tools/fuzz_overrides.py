@@ -27,7 +27,7 @@ from lightning_t2drl.building import build_policies
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.loop.stored import leaves
 from lightning_t2drl.run.choices import groups, options
-from lightning_t2drl.run.cli import run
+from lightning_t2drl.run.commands import run
 from lightning_t2drl.run.compose import Composed, compose
 from lightning_t2drl.run.overrides import expand, parse, read
 from lightning_t2drl.run.schemas import SCHEMAS

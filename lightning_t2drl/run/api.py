@@ -12,7 +12,7 @@ from tensordict import TensorDict
 
 from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.cachers.base import Cacher
-from lightning_t2drl.run.cli import prepare_process, run
+from lightning_t2drl.run.commands import prepare_process, run
 from lightning_t2drl.run.compose import compose
 from lightning_t2drl.run.evaluate import Evaluation, load_policies
 from lightning_t2drl.run.overrides import as_override

@@ -5,50 +5,14 @@ Exit status: 0 when done, 1 after one line about a user's mistake or about NaN, 
 
 from __future__ import annotations
 
-import importlib
-import logging
 import os
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from lightning_t2drl import __version__
-from lightning_t2drl.accel.memory import keep_freed_memory
 from lightning_t2drl.errors import NonFiniteError, UserError
-
-
-@dataclass(frozen=True)
-class Command:
-    """An entry point: what it does, an example, and the function that does it with a `Composed`, as MODULE:NAME."""
-
-    about: str
-    example: str
-    job: str
-
-
-COMMANDS = {
-    "train": Command(
-        "Train a cacher and an allocator.", "experiment=quickstart seed=1", "lightning_t2drl.run.training:run_training"
-    ),
-    "evaluate": Command(
-        "Play a checkpoint, or any pair of policies, beside RCARS and the oracle.",
-        "checkpoint=runs/t2drl/latest/checkpoints/best env.users=20",
-        "lightning_t2drl.run.evaluate:run_evaluation",
-    ),
-    "benchmark": Command(
-        "Compare schemes over seeds and settings: tables, intervals, figures.",
-        "suite=headline budget=tiny",
-        "lightning_t2drl.suite.benchmark:run_suite",
-    ),
-    "export": Command(
-        "Write a checkpoint's decisions as ONNX, to be run without PyTorch.",
-        "checkpoint=runs/t2drl/latest/checkpoints/best output_dir=policy",
-        "lightning_t2drl.deploy.export:run_export",
-    ),
-}
+from lightning_t2drl.run.commands import COMMANDS, run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -99,40 +63,6 @@ def _main(given: list[str]) -> None:
         sweep(command, words)
     else:
         run(command, arguments)
-
-
-def run(command: str, arguments: Sequence[str]) -> Any:
-    """Compose, check and run in this process, and return what the command's function returns.
-
-    Raises:
-        UserError: what the user can mend; nothing is printed of it here.
-    """
-    prepare_process()
-    from lightning_t2drl.run.compose import compose
-
-    module, _, name = COMMANDS[command].job.partition(":")
-    composed = compose(command, arguments)
-    return getattr(importlib.import_module(module), name)(composed)
-
-
-def prepare_process() -> None:
-    """What every process that runs a job needs; a sweep's launcher may have started it."""
-    import torch
-
-    quiet_libraries()
-    keep_freed_memory()
-    torch.set_flush_denormal(True)  # denormals slow updates down several times over
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a user's own classes are in a module beside the data
-
-
-def quiet_libraries() -> None:
-    """Silence what third parties say about themselves; their errors stay."""
-    for name in ("torchrl", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"(lightning|torchrl|tensordict|torch|hydra|pymoo|wandb|arch|rliable)\b.*")
-    os.environ.setdefault("WANDB_SILENT", "true")
-    os.environ.setdefault("RL_LOGGING_LEVEL", "ERROR")  # of torchrl, where it is imported later
 
 
 def _usage() -> str:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning_t2drl.run.choices import groups, options
+from lightning_t2drl.run.commands import Command
 from lightning_t2drl.run.compose import compose
-
-if TYPE_CHECKING:
-    from lightning_t2drl.run.cli import Command
 
 WIDTH = 80
 FLAGS = {

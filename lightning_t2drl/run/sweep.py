@@ -28,6 +28,7 @@ from rich.text import Text
 
 from lightning_t2drl.errors import NonFiniteError, UserError
 from lightning_t2drl.run.choices import no_such_choice
+from lightning_t2drl.run.commands import run
 from lightning_t2drl.run.overrides import Words, expand, parse, split
 from lightning_t2drl.run.screen import console
 from lightning_t2drl.run.tables import plain_table
@@ -149,8 +150,6 @@ def sweep(command: str, words: Words) -> list[Any]:
 
 def _job(command: str, flags: list[str], jobs: list[list[str]], labels: list[str], number: int) -> tuple[str, ...]:
     """Run one job as `t2drl COMMAND` would, but for what it prints; say in one line how it ended."""
-    from lightning_t2drl.run.cli import run
-
     argv = sys.argv
     script = os.path.basename(argv[0]) == f"{command}.py"  # which needs no command
     sys.argv = [argv[0], *([] if script else [command]), *flags, *jobs[number]]  # what DDP starts its processes with

@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from lightning_t2drl.checks import one_of
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.files import as_json, write_atomically
-from lightning_t2drl.run.cli import run
+from lightning_t2drl.run.commands import run
 from lightning_t2drl.run.compose import Composed, compose
 from lightning_t2drl.run.evaluate import RESULT, play
 from lightning_t2drl.run.overrides import quote, read

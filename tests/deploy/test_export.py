@@ -21,7 +21,8 @@ from lightning_t2drl.errors import UserError
 from lightning_t2drl.loop.checkpoints import AtomicCheckpointIO, in_order
 from lightning_t2drl.loop.state import KEY
 from lightning_t2drl.networks.heads import CompetitiveHead, TanhHead
-from lightning_t2drl.run.cli import main, quiet_libraries, run
+from lightning_t2drl.run.cli import main
+from lightning_t2drl.run.commands import quiet_libraries, run
 from lightning_t2drl.run.compose import compose
 from lightning_t2drl.run.evaluate import load_policies
 from lightning_t2drl.system import amend_allocation

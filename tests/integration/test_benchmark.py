@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.run.cli import run
+from lightning_t2drl.run.commands import run
 from lightning_t2drl.run.compose import compose
 from lightning_t2drl.suite import benchmark as benchmarking
 from lightning_t2drl.system.scenario_config import CONFIG_ROOT

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.run.cli import run
+from lightning_t2drl.run.commands import run
 from lightning_t2drl.run.sweep import launcher_config
 from tests.conftest import ROOT
 from tests.limits import seconds
