@@ -37,16 +37,17 @@ def test_a_sweep_is_tabulated_drawn_and_not_repeated(tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(results, again)
 
 
-def test_terminating_it_ends_its_workers_too(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_its_workers_end_with_it(number, tmp_path):
     endless = ["suite=headline", "suite.gather=[]", "suite.seeds_small=4", "suite.frames_small=1000000", "workers=1"]
     command = [sys.executable, str(CONFIG_ROOT.parent / "benchmark.py"), *endless, f"output_dir={tmp_path}"]
     suite = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     while not list(tmp_path.glob("jobs/*/config.yaml")):
         assert suite.poll() is None
         time.sleep(0.1)
-    suite.send_signal(signal.SIGTERM)
+    suite.send_signal(number)
     suite.communicate(timeout=seconds(60))  # a worker that went on would hold the pipes
-    assert suite.returncode == 128 + signal.SIGTERM
+    assert suite.returncode == (128 + number if number == signal.SIGTERM else -number)
 
 
 def test_a_job_that_cannot_be_is_named(tmp_path):

@@ -1,0 +1,47 @@
+"""The public names: what the command line does, from Python."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import lightning_t2drl
+from lightning_t2drl import EdgeAIGCEnv, UserError, evaluate, load_policy, train
+from tests.conftest import TINY
+
+
+def test_train_evaluate_and_decide(tmp_path):
+    training = train(*TINY, "evaluation.final_episodes=2", env={"users": 5}, output_dir=tmp_path / "it's a run")
+    assert training.metrics["frame"].tolist() == [1, 2, 3, 4, 5, 6] and len(training.evaluations) == 4
+    assert set(training.schemes["scheme"]) == {"t2drl", "rcars"} and training.name == "t2drl"
+    again = evaluate(
+        checkpoint=training.output_dir, episodes=2, references=["rcars"], progress_bar=False, output_dir=tmp_path / "e"
+    )
+    columns = ["scheme", "metric", "mean"]
+    assert again.schemes[columns].round(4).equals(training.schemes[columns].round(4))
+    policy = load_policy(training.output_dir, env__users=7)
+    assert (policy.name, policy.scenario.users) == ("t2drl", 7)
+    env = EdgeAIGCEnv(policy.scenario, num_envs=3)
+    cells = env.reset()["cells"]
+    action = policy.decide(cells, episode_start=True)
+    assert action["cache"].shape == (3, 1, 10) and action["allocation"].shape == (3, 1, 7, 2)
+    held = cells.clone().set("cache", action["cache"])
+    assert torch.equal(policy.decide(held, frame_start=False)["cache"], action["cache"])
+
+
+def test_mistakes_raise_and_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"env\.user: no such key; the nearest is env\.users"):
+        train(env={"user": 3})
+    with pytest.raises(UserError, match=r"nowhere: no such checkpoint"):
+        load_policy("nowhere")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_controller_needs_no_torch():
+    code = (
+        "import sys, lightning_t2drl; from lightning_t2drl.deploy import Controller; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert set(lightning_t2drl.__all__) <= set(dir(lightning_t2drl))
