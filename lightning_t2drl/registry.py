@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Mapping
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
@@ -90,9 +91,33 @@ def _keys(schema: Any) -> str:
     return ", ".join(_names(schema))
 
 
-def build(values: Mapping[str, Any], *args: Any, key: str = "_target_") -> Any:
-    """Make the class that `values["_target_"]` names: `cls(*args, typed config)`."""
+def class_of(values: Any, key: str) -> Any:
+    """The class that a section of a config names by `_target_`; `UserError` where it names none."""
     if not isinstance(values, Mapping) or not values.get("_target_"):
         raise UserError(f"{key}._target_: missing; it names the class to build")
-    cls = locate(values["_target_"], f"{key}._target_")
-    return cls(*args, typed(cls.Config, values, key))
+    return locate(values["_target_"], f"{key}._target_")
+
+
+def build(values: Mapping[str, Any], *args: Any, key: str = "_target_", needs: Sequence[str] = ()) -> Any:
+    """Make the class that `values["_target_"]` names: `cls(*args, typed config)`.
+
+    Args:
+        values: a section of a config.
+        *args: what the class is made with, before its config.
+        key: the section's place in the config.
+        needs: attributes without which it cannot be used there.
+
+    Raises:
+        UserError: there is no such class, its config cannot be, or it is made for another place.
+    """
+    cls = class_of(values, key)
+    config = typed(cls.Config, values, key)
+    try:
+        inspect.signature(cls).bind(*args, config)
+    except TypeError as error:
+        raise UserError(f"{key}._target_: {values['_target_']} cannot be used there ({error})") from None
+    built = cls(*args, config)
+    missing = [name for name in needs if not hasattr(built, name)]
+    if missing:
+        raise UserError(f"{key}._target_: {values['_target_']} cannot be used there (it has no {missing[0]})")
+    return built

@@ -38,6 +38,7 @@ SMALL += ["figures=false", "evaluation.every_n_frames=0", "evaluation.final_epis
 WRONG = ["-1", "0", "nan", "1e30", "abc", "null", "[]", "[1,2]", "{}", "{a:1}", "true", "''", "'a b'", "???", "${nope}"]
 WRONG += ["${seed}", "1,2", "range(1,3)", "[[1]]", "a=b", "[/x]", "(", "1_000", "0x10"]
 TARGETS = ["3", "[a,b]", "nowhere.Nothing", "lightning_t2drl.cachers.random.RandomCacher", "os.path", "null", "abc"]
+SECTIONS = ["cacher", "cacher.network", "allocator", "allocator.actor", "allocator.critic", "allocator.head"]
 SUBGROUPS = ["allocator/actor", "allocator/critic", "allocator/head", "allocator/diffusion", "cacher/network"]
 
 
@@ -68,7 +69,7 @@ class Draws:
             return self._on_key(command)
         if kind == "group":
             return self._on_group(command)
-        section = self.random.choice(("cacher", "allocator", "allocator.actor", "cacher.network", "allocator.head"))
+        section = self.random.choice(SECTIONS)
         if kind == "target":
             return f"{section}._target_={self.random.choice(TARGETS)}"
         return self.random.choice(

@@ -21,7 +21,7 @@ from lightning_t2drl.errors import UserError
 from lightning_t2drl.networks.features import State, UserFeatures
 from lightning_t2drl.networks.heads import Head
 from lightning_t2drl.policy import LEARNING_RATE_SCHEDULES, Exported, Graph, Metrics, Optimise
-from lightning_t2drl.registry import build, locate
+from lightning_t2drl.registry import build, class_of
 from lightning_t2drl.system.amender import amend_allocation
 from lightning_t2drl.system.cells import members_first
 from lightning_t2drl.system.scenario import Scenario
@@ -85,7 +85,7 @@ class ActorCriticAllocator(Allocator):
     def _shared_features(self) -> Any:
         """The layout that actor and critic both read."""
         actor, critic = (
-            locate(section["_target_"], f"allocator.{key}._target_")
+            class_of(section, f"allocator.{key}")
             for key, section in (("actor", self.config.actor), ("critic", self.config.critic))
         )
         reads = [getattr(network, "Features", UserFeatures) for network in (actor, critic)]
@@ -106,7 +106,8 @@ class ActorCriticAllocator(Allocator):
 
     def _build_critics(self) -> nn.ModuleList:
         return nn.ModuleList(
-            build(self.config.critic, self.scenario, key="allocator.critic") for _ in range(self.config.critics)
+            build(self.config.critic, self.scenario, key="allocator.critic", needs=("per_user",))
+            for _ in range(self.config.critics)
         )
 
     def optimizers_by_name(self) -> dict[str, Optimizer]:

@@ -16,7 +16,7 @@ from lightning_t2drl.cachers.graphs import CacherGraph
 from lightning_t2drl.checks import one_of, within
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.policy import LEARNING_RATE_SCHEDULES, Exported, Graph, Metrics, Optimise
-from lightning_t2drl.registry import build, locate
+from lightning_t2drl.registry import build, class_of
 from lightning_t2drl.system.caching import fill_in_order
 from lightning_t2drl.system.scenario import Scenario
 
@@ -72,7 +72,7 @@ class QLearningCacher(Cacher):
         Raises:
             UserError: it values models one by one where whole caches are to be compared, or the other way round.
         """
-        network = locate(self.config.network["_target_"], "cacher.network._target_")
+        network = class_of(self.config.network, "cacher.network")
         if bool(getattr(network, "additive", additive)) is not additive:
             right = (
                 "a value per model: cacher/network=models" if additive else "a value per cache: cacher/network=caches"

@@ -31,7 +31,7 @@ from lightning_t2drl.run.overrides import quote, read
 from lightning_t2drl.run.schemas import BenchmarkConfig, SuiteConfig
 from lightning_t2drl.run.screen import console
 from lightning_t2drl.run.sweep import launch
-from lightning_t2drl.suite.comparison import draw_comparison, draw_curves, write_tables
+from lightning_t2drl.suite.comparison import comparison_table, draw_comparison, draw_curves, write_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 SEARCHING = ("genetic",)  # allocators that take a tenth of a second per slot
@@ -121,8 +121,8 @@ def run_suite(composed: Composed) -> Comparison:
                 raise failures[0]
     directory = (PUBLISHED if config.publish else Path(config.output_dir)) / f"{suite.name}-{config.budget}"
     results = report(config, jobs, directory, shlex.join(["t2drl", "benchmark", *composed.arguments]))
-    screen.print((directory / "README.md").read_text())
-    screen.print(f"written to {directory}")
+    screen.print(comparison_table(results, suite), soft_wrap=False)
+    screen.print(f"written to {directory}; README.md there has the intervals")
     return Comparison(suite.name, results, directory)
 
 

@@ -10,12 +10,15 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from rich.table import Table
+from rich.text import Text
 from rliable import library, metrics
 from scipy.stats import bootstrap
 
 from lightning_t2drl.files import write_atomically
 from lightning_t2drl.run.figures import PALETTE, save, style
 from lightning_t2drl.run.schemas import SuiteConfig
+from lightning_t2drl.run.tables import plain_table
 
 REPETITIONS = 2000
 
@@ -84,6 +87,18 @@ def summary_rows(results: pd.DataFrame, suite: SuiteConfig) -> list[dict[str, st
             rows.append(row)
     names = list(dict.fromkeys(name for row in rows for name in row))
     return [{name: row.get(name, "-") for name in names} for row in rows]
+
+
+def comparison_table(results: pd.DataFrame, suite: SuiteConfig) -> Table:
+    """The same rows for a terminal: what fits into 80 columns, without intervals."""
+    swept = [] if suite.sweep is None else [suite.sweep.rpartition(".")[2]]
+    table = plain_table("scheme", *swept, "utility", "hit ratio", f"vs {suite.reference}", f"of {suite.best}")
+    for row in summary_rows(results, suite):
+        value = [] if suite.sweep is None else [row[suite.sweep]]
+        numbers = [row[name].partition(" [")[0] for name in ("utility per slot", "hit ratio")]
+        share = row[f"of {suite.best}"].partition(" ")[0] + " %"
+        table.add_row(*map(Text, (row["scheme"], *value, *numbers, row[f"utility vs {suite.reference}"], share)))
+    return table
 
 
 PUBLISHED = {"hit_ratio": 56.01, "utility": 37.29}  # percent over the benchmark schemes, "up to" (arXiv 2411.01458)
