@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lightning_t2drl.run.api import evaluate, load_policy, train
     from lightning_t2drl.system import load_scenario
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["EdgeAIGCEnv", "UserError", "__version__", "evaluate", "load_policy", "load_scenario", "train"]
 
