@@ -267,11 +267,11 @@ class TwoTimescaleModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         run_state.save(self, checkpoint)
+        # A complete run may be made longer, and its last batch is then no longer the last.
+        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.restored = run_state.mine(self, checkpoint)
-        # A run that was complete and is now made longer: its last batch is no longer the last.
-        checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["is_last_batch"] = False
 
 
 def _parameters(optimizer: Any) -> list[nn.Parameter]:

@@ -218,11 +218,13 @@ def test_what_is_finished_stays_unless_something_else_is_asked_for(play, tmp_pat
 
 def test_a_run_in_parts_learns_what_it_learns_in_one(run_train, tmp_path, capsys):
     """schedule_frames says where schedules end, however long each part is."""
-    learner = ["experiment=quickstart", "evaluation.every_n_frames=0"]
+    learner = ["experiment=quickstart", "evaluation.every_n_frames=0", "checkpoint.every_n_frames=3"]
     run_train(*learner, "frames=6", output_dir=tmp_path / "whole")
     run_train(*learner, "frames=3", "schedule_frames=6", output_dir=tmp_path / "parts")
     run_train(*learner, "frames=6", "resume=auto", output_dir=tmp_path / "parts")
     assert differences_but_config(tmp_path / "whole", tmp_path / "parts") == []
+    middle = [load_checkpoint(checkpoint(tmp_path / name, 3)) for name in ("whole", "parts")]
+    assert {path for path in differences(*middle) if KEY not in path} == set()
     with pytest.raises(UserError, match=r"schedule_frames \(6 then, 9 now\)"):
         run_train(*learner, "frames=9", "schedule_frames=9", "resume=auto", output_dir=tmp_path / "parts")
     capsys.readouterr()
