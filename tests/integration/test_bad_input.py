@@ -65,7 +65,7 @@ CASES = [
     # the world
     (T, "env.users=0", "env.users"),
     (T, "env.users=-3", "env.users"),
-    (T, "env.cells=2", "env.cells"),
+    (T, "env.cells=0", "env.cells"),
     (T, "env.num_envs=0", "env.num_envs"),
     (T, "env.slots_per_frame=0", "env.slots_per_frame"),
     (T, "env.frames_per_episode=0", "env.frames_per_episode"),
