@@ -125,7 +125,7 @@ def compose(command: str, arguments: Sequence[str], say: Callable[[str], None] =
             plain["name"] = _name(words, (plain, choices), run, saved)
         _exchange_targets(plain, words, run)
     _refuse_left_out(command, plain, words)
-    exchanged = {s for s in PAIR if s in stored and (s not in its or plain[s][TARGET] != stored[s][TARGET])}
+    exchanged = {s for s in PAIR if s in stored and (s not in its or plain[s].get(TARGET) != stored[s][TARGET])}
     config = typed(SCHEMAS[command], plain, "")
     return Composed(command, tuple(arguments), config, plain, checkpoint, frozenset(exchanged), tuple(launcher))
 
