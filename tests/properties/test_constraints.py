@@ -110,11 +110,11 @@ def test_constraints_hold_and_nothing_is_nan(cache_kind, capsys):
         scenario = build_scenario(ScenarioConfig(**values))
         generator = torch.Generator().manual_seed(seed)
         env = EdgeAIGCEnv(scenario, WORLDS, seed)
-        before = env.observe()
         for _ in range(SLOTS):
             cache = asked_cache(cache_kind, (WORLDS, 1, scenario.models), generator)
             raw = raw_allocation(kind, (WORLDS, 1, scenario.users, 2), generator)
-            after = env.play(cache, raw)
+            before = env.latch(cache)
+            after = env.play(raw)
             assert (after["cache"] * scenario.model_storage).sum(-1).max() <= scenario.storage_capacity * (1 + 1e-9)
             hit = after["served", "hit"]
             assert torch.equal(hit, after["cache"].gather(-1, before["request"]))
@@ -129,7 +129,6 @@ def test_constraints_hold_and_nothing_is_nan(cache_kind, capsys):
                 assert not value.isnan().any(), name
             assert torch.isfinite(after["reward", "frame"]).all()
             hits, misses = hits + int(hit.sum()), misses + int((~hit).sum())
-            before = after
         ran += 1
 
     check()

@@ -133,5 +133,5 @@ def test_what_cannot_be_is_one_line_that_names_the_key(key, override):
 
 
 def test_an_unknown_scenario_names_those_there_are():
-    with pytest.raises(UserError, match=r"env=nowhere: no such scenario; there are drift.*paper"):
+    with pytest.raises(UserError, match=r"env=nowhere: no such scenario; there are cells3.*drift.*paper"):
         load_scenario("nowhere")
