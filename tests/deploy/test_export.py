@@ -419,8 +419,10 @@ def test_checkpoints_of_version_0_1_evaluate_to_what_they_did(name, run_evaluate
 def no_tracing(policies, monkeypatch):
     """Files that were written before instead of new ones, where it is not the graphs that matter."""
 
+    before = policies("ddpg").path  # made here, while graphs are still traced
+
     def copy(graph, path):
-        shutil.copy(policies("ddpg").path / path.name, path)
+        shutil.copy(before / path.name, path)
 
     monkeypatch.setattr(exporting, "write_graph", copy)
 
