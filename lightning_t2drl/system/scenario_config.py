@@ -237,6 +237,8 @@ def build_scenario(config: ScenarioConfig) -> Scenario:
         check.scalar(key, minimum=0.0, maximum=1e6)
     for key in ("alpha", "mobility_memory", "shadowing_memory", "arrival_rate", "departure_rate"):
         check.scalar(key, minimum=0.0, maximum=1.0)
+    if config.arrival_rate and not config.departure_rate and config.active_users is None:
+        raise UserError("env.arrival_rate: everybody is present; set env.active_users or env.departure_rate as well")
     for key in ("deadline_penalty", "switch_cost_per_gb"):
         check.scalar(key, minimum=0.0, maximum=1e6)
     if config.min_distance >= config.radius:

@@ -135,3 +135,9 @@ def test_what_cannot_be_is_one_line_that_names_the_key(key, override):
 def test_an_unknown_scenario_names_those_there_are():
     with pytest.raises(UserError, match=r"env=nowhere: no such scenario; there are cells3.*drift.*paper"):
         load_scenario("nowhere")
+
+
+def test_nobody_arrives_where_everybody_is_present():
+    with pytest.raises(UserError, match=r"env.arrival_rate: everybody is present"):
+        load_scenario("paper", arrival_rate=0.2)
+    assert load_scenario("paper", arrival_rate=0.2, departure_rate=0.1).arrival_rate == 0.2
