@@ -18,11 +18,14 @@ def several(draw):
     values = draw(scenarios())
     cells, users = draw(st.integers(1, 7)), values["users"]
     low = draw(st.integers(1, users))
+    active = draw(st.none() | st.just([low, draw(st.integers(low, users))]))
+    departure = draw(st.sampled_from([0.0, 0.5, 1.0]))
+    some_absent = active is not None or departure > 0  # else there is nobody to arrive, and the scenario says so
     return values | {
         "cells": cells,
-        "active_users": draw(st.none() | st.just([low, draw(st.integers(low, users))])),
-        "arrival_rate": draw(st.sampled_from([0.0, 0.5, 1.0])),
-        "departure_rate": draw(st.sampled_from([0.0, 0.5, 1.0])),
+        "active_users": active,
+        "arrival_rate": draw(st.sampled_from([0.0, 0.5, 1.0])) if some_absent else 0.0,
+        "departure_rate": departure,
         "site_distance": draw(st.sampled_from([1.0, 400.0, 1e5])),
         "sites_m": draw(st.none() | st.just([[5.0, 5.0]] * cells)),  # all at one place
         "reuse": draw(st.sampled_from([1, 3, 5])),
