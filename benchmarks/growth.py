@@ -15,7 +15,8 @@ from benchmarks.measure import Advance, Job, Spread, exponent, interleave, peak_
 from benchmarks.report import Section
 from benchmarks.subjects import HIDDEN, Play, allocator, cacher, mlp_allocator, with_models
 from lightning_t2drl.policy import Policy
-from lightning_t2drl.run.figures import PALETTE, save, style
+from lightning_t2drl.run.figures import save, style
+from lightning_t2drl.run.labels import PALETTE
 from lightning_t2drl.system import Scenario, load_scenario
 
 WORLDS = 64

@@ -15,9 +15,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from lightning_t2drl.loop.metrics import DELAY_PARTS
+from lightning_t2drl.run.labels import PALETTE, QUANTITIES, End, across, label_ends, scheme_name
 from lightning_t2drl.run.tables import rows
 
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 DELAY_LABELS = {"access_delay": "radio access", "generation_delay": "generation", "backhaul_delay": "backhaul"}
 
 
@@ -60,42 +60,42 @@ def draw_run(output_dir: Path, results: dict[str, Any] | None) -> list[Path]:
     evaluated = pd.read_csv(evaluations) if evaluations.exists() else None
     paths = []
     if metrics is not None and len(metrics):
-        for column, label, file in (
-            ("utility", "utility per slot", "learning_curve.png"),
-            ("hit_ratio", "model hit ratio", "hit_ratio.png"),
-        ):
+        for column, file in (("utility", "learning_curve.png"), ("hit_ratio", "hit_ratio.png")):
             figure, axes = plt.subplots(figsize=(5, 3))
-            _curve(axes, metrics, evaluated, column, label)
-            _references(axes, results, column)
-            axes.legend(loc="best")
+            ends = _curve(axes, metrics, evaluated, column) + _references(axes, results, column)
+            axes.set_xlabel("frame")
+            axes.set_ylabel(QUANTITIES[column])
+            label_ends(axes, ends)
             paths.append(save(figure, output_dir / "figures" / file))
     if results is not None:
         paths.append(_delay_parts(results, output_dir / "figures" / "delay_parts.png"))
     return paths
 
 
-def _curve(axes: Axes, metrics: pd.DataFrame, evaluated: pd.DataFrame | None, column: str, label: str) -> None:
-    axes.plot(metrics["frame"], metrics[column], color=PALETTE[0], alpha=0.35, lw=1, label="training, with exploration")
+def _curve(axes: Axes, metrics: pd.DataFrame, evaluated: pd.DataFrame | None, column: str) -> list[End]:
+    color, pale = PALETTE[0], "#7fb8d8"
+    axes.plot(metrics["frame"], metrics[column], color=pale, lw=1)
+    ends = [End(metrics["frame"].iloc[-1], metrics[column].iloc[-1], "training, with exploration", pale)]
     if evaluated is not None:
         mean, error = evaluated[column], evaluated[f"{column}_standard_error"]
-        axes.plot(evaluated["frame"], mean, color=PALETTE[0], lw=1.8, marker="o", ms=3, label="evaluation")
-        axes.fill_between(evaluated["frame"], mean - 2 * error, mean + 2 * error, color=PALETTE[0], alpha=0.2, lw=0)
-    axes.set_xlabel("frame")
-    axes.set_ylabel(label)
+        axes.plot(evaluated["frame"], mean, color=color, lw=1.8, marker="o", ms=3)
+        axes.fill_between(evaluated["frame"], mean - 2 * error, mean + 2 * error, color=color, alpha=0.2, lw=0)
+        ends.append(End(evaluated["frame"].iloc[-1], mean.iloc[-1], f"evaluation {mean.iloc[-1]:.3f}", color))
+    return ends
 
 
-def _references(axes: Axes, results: dict[str, Any] | None, column: str) -> None:
+def _references(axes: Axes, results: dict[str, Any] | None, column: str) -> list[End]:
+    """RCARS and the oracle as lines across."""
     if results is None:
-        return
+        return []
     others = [(name, scheme) for name, scheme in rows(results) if name != results["name"]]
-    for (name, scheme), color in zip(others, PALETTE[1:], strict=False):
-        axes.axhline(scheme[column]["mean"], color=color, ls="--", lw=1, label=name)
+    return [across(axes, name, scheme[column]["mean"]) for name, scheme in others]
 
 
 def _delay_parts(results: dict[str, Any], path: Path) -> Path:
     """Where the time of one request goes: stacked mean delays of every scheme."""
     schemes = dict(rows(results))
-    names = list(schemes)
+    names = [scheme_name(name) for name in schemes]
     figure, axes = plt.subplots(figsize=(5, 0.7 + 0.45 * len(names)))
     left = [0.0] * len(names)
     for part, color in zip(DELAY_PARTS, PALETTE, strict=False):
@@ -104,7 +104,7 @@ def _delay_parts(results: dict[str, Any], path: Path) -> Path:
         left = [a + b for a, b in zip(left, seconds, strict=True)]
     axes.axvline(results["deadline"], color="#333333", ls=":", lw=1, label="deadline")
     axes.invert_yaxis()
-    axes.set_xlabel("mean delay of a request in s")
+    axes.set_xlabel("mean delay of a request, s")
     axes.grid(axis="y", visible=False)
     axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.35), ncols=4, fontsize=8, columnspacing=1.0)
     return save(figure, path)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from rich.table import Table
 from rich.text import Text
 from rliable import library, metrics
 from scipy.stats import bootstrap
 
 from lightning_t2drl.files import write_atomically
-from lightning_t2drl.run.figures import PALETTE, save, style
+from lightning_t2drl.run.figures import save, style
+from lightning_t2drl.run.labels import KEYS, QUANTITIES, SMALL, End, Look, across, label_ends, looks, scheme_name
 from lightning_t2drl.run.schemas import SuiteConfig
 from lightning_t2drl.run.tables import plain_table
 
@@ -233,60 +234,90 @@ def write_tables(
 def draw_comparison(results: pd.DataFrame, suite: SuiteConfig, directory: Path) -> Path:
     """Utility, that less the cost of loading where there is any, and hit ratio: bars, or curves over a sweep."""
     style()
-    quantities = {"utility": "utility per slot", "net_utility": "utility less loading", "hit_ratio": "model hit ratio"}
+    quantities = ["utility", "net_utility", "hit_ratio"]
     if not loading_costs(results):
-        del quantities["net_utility"]
-    figure, panels = plt.subplots(1, len(quantities), figsize=(4.25 * len(quantities), 3))
+        quantities.remove("net_utility")
+    width = 4.25 if suite.sweep is None else 5.75  # curves are named beside the axes
+    figure, panels = plt.subplots(1, len(quantities), figsize=(width * len(quantities), 3), layout="constrained")
     schemes = list(dict.fromkeys(results["scheme"]))
-    for axes, (column, label) in zip(panels, quantities.items(), strict=True):
-        for place, (scheme, color) in enumerate(zip(schemes, cycle(PALETTE), strict=False)):
-            own = results[results["scheme"] == scheme]
-            if suite.sweep is None:
-                mean, least, most = interval(own[column].to_numpy())
-                spread = None if np.isnan(least) else [[mean - least], [most - mean]]
-                axes.barh(place, mean, xerr=spread, color=color, height=0.65, capsize=3)
-                continue
-            stats = np.array([interval(part[column].to_numpy()) for _, part in own.groupby("value")])
-            values = sorted(own["value"].unique())
-            axes.plot(values, stats[:, 0], color=color, marker="o", ms=3, label=scheme)
-            low, high = (np.where(np.isnan(bound), stats[:, 0], bound) for bound in stats[:, 1:].T)
-            axes.fill_between(values, low, high, color=color, alpha=0.2, lw=0)
+    look = looks(schemes)
+    for axes, column in zip(panels, quantities, strict=True):
         if suite.sweep is None:
-            axes.set_yticks(range(len(schemes)), schemes if axes is panels[0] else [""] * len(schemes))
-            axes.invert_yaxis()
-            axes.grid(axis="y", visible=False)
-            axes.set_xlabel(label)
-        else:
-            axes.set_xlabel(suite.sweep)
-            axes.set_ylabel(label)
-            if min(values) > 0 and max(values) / min(values) >= 20:
-                axes.set_xscale("log")
-    figure.tight_layout()
-    if suite.sweep is not None:
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(
-            handles, labels, fontsize=7, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=min(len(labels), 6)
-        )
+            shown = _bars(axes, results, look, column)
+            axes.set_yticks(range(len(shown)), [scheme_name(s) if axes is panels[0] else "" for s in shown])
+            continue
+        ends = [_swept(axes, results, scheme, look[scheme], column) for scheme in schemes]
+        values = results["value"]
+        axes.set_xlabel(KEYS.get(suite.sweep, suite.sweep))
+        axes.set_ylabel(QUANTITIES[column])
+        if values.min() > 0 and values.max() / values.min() >= 20:
+            axes.set_xscale("log")
+        figure.draw_without_rendering()  # the layout has to be final before labels are placed
+        label_ends(axes, ends)
     return save(figure, directory / "figure.png")
 
 
+def _bars(axes: Axes, results: pd.DataFrame, look: dict[str, Look], column: str) -> list[str]:
+    """One bar per scheme, from above; RCARS and the oracle are lines. Returns what the bars are of."""
+    bars: list[str] = []
+    for scheme, own in results.groupby("scheme", sort=False):
+        mean, least, most = interval(own[column].to_numpy())
+        color, dashes, marker = look[str(scheme)]
+        if marker is None:
+            axes.axvline(mean, color=color, ls=dashes, lw=1)
+            height = 1.02 if scheme == "oracle" else 1.1  # they may be close to each other
+            axes.text(mean, height, f"{scheme_name(str(scheme))} {mean:.3f}", transform=axes.get_xaxis_transform(),
+                      color=color, ha="center", fontsize=SMALL)  # fmt: skip
+            continue
+        spread = None if np.isnan(least) else [[mean - least], [most - mean]]
+        axes.barh(len(bars), mean, xerr=spread, color=color, height=0.65, capsize=3)
+        axes.annotate(f"{mean:.3f}", (0, len(bars)), (4, 0), textcoords="offset points", va="center", color="white")
+        bars.append(str(scheme))
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(QUANTITIES[column])
+    return bars
+
+
+def _swept(axes: Axes, results: pd.DataFrame, scheme: str, look: Look, column: str) -> End:
+    own = results[results["scheme"] == scheme]
+    stats = np.array([interval(part[column].to_numpy()) for _, part in own.groupby("value")])
+    values = sorted(own["value"].unique())
+    axes.plot(values, stats[:, 0], color=look.color, ls=look.dashes, marker=look.marker, ms=3.5, lw=1.2)
+    low, high = (np.where(np.isnan(bound), stats[:, 0], bound) for bound in stats[:, 1:].T)
+    axes.fill_between(values, low, high, color=look.color, alpha=0.2, lw=0)
+    return End(values[-1], stats[-1, 0], f"{scheme_name(scheme)} {stats[-1, 0]:.3f}", look.color)
+
+
+def learning_curve(axes: Axes, table: pd.DataFrame, name: str, look: Look) -> End:
+    """The mean over runs within their range: a table with a column for each run; what its label says."""
+    mean = table.mean(axis=1)
+    axes.plot(table.index, mean, color=look.color, marker=look.marker, markevery=max(len(mean) // 8, 1), ms=3, lw=1.2)
+    axes.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=look.color, alpha=0.15, lw=0)
+    return End(table.index[-1], mean.iloc[-1], f"{name} {mean.iloc[-1]:.3f}", look.color)
+
+
 def draw_curves(curves: pd.DataFrame, results: pd.DataFrame, suite: SuiteConfig, directory: Path) -> Path:
-    """Utility over training by learner: the mean over seeds within their range, and the best scheme as a line."""
+    """Utility over training by learner: the mean over seeds within their range; the best scheme and RCARS as lines."""
     style()
-    values = [v for v in dict.fromkeys(curves["value"])]
-    figure, panels = plt.subplots(1, len(values), figsize=(4.5 * len(values), 3), squeeze=False, sharey=True)
+    values = list(curves["value"].unique())
+    size = (5.75 * len(values), 3.2)
+    figure, panels = plt.subplots(1, len(values), figsize=size, squeeze=False, sharey=True, layout="constrained")
+    look = looks(list(dict.fromkeys(curves["scheme"])))
     for axes, value in zip(panels[0], values, strict=True):
-        here = curves[curves["value"] == value] if pd.notna(value) else curves
-        for color, (scheme, own) in zip(cycle(PALETTE), here.groupby("scheme", sort=False), strict=False):
+        here, beside = (t[t["value"] == value] if pd.notna(value) else t for t in (curves, results))
+        ends = []
+        for scheme, own in here.groupby("scheme", sort=False):
             table = own.pivot_table(index="slots", columns="seed", values="utility")
-            axes.plot(table.index, table.mean(axis=1), color=color, label=scheme)
-            axes.fill_between(table.index, table.min(axis=1), table.max(axis=1), color=color, alpha=0.2, lw=0)
-        best = results[results["scheme"] == suite.best]
-        best = best[best["value"] == value] if pd.notna(value) else best
-        axes.axhline(best["utility"].mean(), color="black", lw=0.8, ls="--", label=suite.best)
-        axes.set_xlabel("slots")
-        axes.set_title("" if pd.isna(value) else f"{suite.sweep}={value:g}")
-    panels[0][0].set_ylabel("utility per slot")
-    panels[0][-1].legend(fontsize=7)
-    figure.tight_layout()
+            ends.append(learning_curve(axes, table, scheme_name(str(scheme)), look[str(scheme)]))
+        for name in dict.fromkeys((suite.best, suite.reference)):
+            level = beside.loc[beside["scheme"] == name, "utility"].mean()
+            if pd.notna(level):
+                ends.append(across(axes, name, level))
+        axes.set_xlabel(QUANTITIES["slots"])
+        axes.set_title("" if pd.isna(value) else f"{KEYS.get(str(suite.sweep), suite.sweep)}: {value:g}")
+        if axes is panels[0][0]:
+            axes.set_ylabel(QUANTITIES["utility"])
+        figure.draw_without_rendering()
+        label_ends(axes, ends)
     return save(figure, directory / "curves.png")
