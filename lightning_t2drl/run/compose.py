@@ -27,12 +27,14 @@ from lightning_t2drl.run import renamed
 from lightning_t2drl.run.choices import Nodes, file_choice, groups, no_such_choice, offered, primary
 from lightning_t2drl.run.overrides import parse, quote, read, split
 from lightning_t2drl.run.schemas import SCHEMAS
-from lightning_t2drl.system.scenario_config import CONFIG_ROOT
+from lightning_t2drl.system.scenario_config import CONFIG_ROOT, PARTS
 
 PAIR = ("cacher", "allocator")
 STORED = "checkpoint"  # the choice of env, cacher and allocator that a checkpoint stands for
 TARGET = "_target_"
 SEARCHPATH = "hydra.searchpath"
+# `channel=umi` and `env.channel=umi` choose as `env/channel=umi` does.
+SHORT = {f"{start}{part}": f"env/{part}" for part in PARTS for start in ("", "env.")}
 
 Plain = dict[str, Any]
 Result = tuple[Plain, dict[str, str]]  # a composed config, and what was chosen of each group
@@ -101,6 +103,8 @@ def compose(command: str, arguments: Sequence[str], say: Callable[[str], None] =
     checkpoint = _checkpoint(command, parsed, say)
     stored = {} if checkpoint is None else stored_sections(checkpoint[1], checkpoint[0])
     nodes: Nodes = {(section, STORED): content for section, content in stored.items()}
+    if "env" in stored:
+        nodes |= _with_parts(stored["env"])
     words = _words(command, parsed, directories, nodes)
 
     def run(some: Sequence[Word]) -> Result:
@@ -118,7 +122,9 @@ def compose(command: str, arguments: Sequence[str], say: Callable[[str], None] =
             raise UserError(_no_such_key(str(error), known)) from None
         its = [section for section in stored if choices.get(section) == STORED]
         if checkpoint is not None:
-            kept = {k: v for k, v in leaves({s: plain[s] for s in its}) if not any(w.key == k for w in words)}
+            said = tuple(f"{w.key}." for w in words if w.chooses)
+            kept = {k: v for k, v in leaves({s: plain[s] for s in its}) if not k.startswith(said)}
+            kept = {k: v for k, v in kept.items() if not any(w.key == k for w in words)}
             refuse_foreign(kept, plain.get("trust") or (), checkpoint[0])
         if "name" in plain:
             saved = None if checkpoint is None else checkpoint[1][KEY]["config"].get("name")
@@ -155,6 +161,13 @@ def _checkpoint(command: str, parsed: Sequence[Override], say: Callable[[str], N
     return resolve(str(named[-1]), say)
 
 
+def _with_parts(env: Plain) -> Nodes:
+    """A checkpoint's env as choices: what it holds of `PARTS` are choices of groups, so that words can make others."""
+    groups: Nodes = {(f"env/{part}", STORED): env.get(part) or {TARGET: target} for part, target in PARTS.items()}
+    rest = {key: value for key, value in env.items() if key not in PARTS}
+    return {("env", STORED): {"defaults": [*({part: STORED} for part in PARTS), "_self_"], **rest}, **groups}
+
+
 def _words(command: str, parsed: Sequence[Override], directories: Sequence[str], nodes: Nodes) -> list[Word]:
     """The words for Hydra: of several choices of one group the last, files by path as choices of their own."""
     known = groups(command)
@@ -167,6 +180,9 @@ def _words(command: str, parsed: Sequence[Override], directories: Sequence[str],
             raise UserError(f"{line}: names no key")
         if override.is_sweep_override():
             raise UserError(f"{line}: several values need -m; a list is written [1,2]")
+        if name in SHORT and isinstance(override.value(), str):
+            override = replace(override, key_or_group=SHORT[name], input_line=f"{SHORT[name]}={line.partition('=')[2]}")
+            name, line = SHORT[name], str(override.input_line)
         chooses = name in known or "/" in name
         if chooses:
             line = _choice(name, override, known, directories, nodes)

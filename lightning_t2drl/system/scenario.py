@@ -5,10 +5,17 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from lightning_t2drl.registry import build
+
+if TYPE_CHECKING:
+    from lightning_t2drl.system.channels.base import Channel
+    from lightning_t2drl.system.fadings.base import Fading
+    from lightning_t2drl.system.mobilities.base import Mobility
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +77,7 @@ class Scenario:
     deadline: float  # tau, s
     deadline_penalty: float  # chi
     switch_cost: float  # utility per bit newly loaded
+    parts: dict[str, dict[str, Any]]  # of `channel`, `fading`, `mobility` the class as `_target_`, and its keys
 
     @property
     def slots_per_episode(self) -> int:
@@ -99,6 +107,32 @@ class Scenario:
     def chains(self) -> int:
         """How many popularity chains a world has."""
         return self.cells if self.popularity_scope == "per_cell" else 1
+
+    @cached_property
+    def channel(self) -> Channel:
+        """Long-term gains of the links."""
+        return build(self.parts["channel"], self, key="env.channel", needs=("gain", "long_term"))
+
+    @cached_property
+    def fading(self) -> Fading:
+        """What is drawn of the gains in every slot."""
+        return build(self.parts["fading"], self, key="env.fading", needs=("power",))
+
+    @cached_property
+    def mobility(self) -> Mobility:
+        """Where users are and how they move."""
+        return build(self.parts["mobility"], self, key="env.mobility", needs=("start", "move"))
+
+    @cached_property
+    def recorded_slots(self) -> int | None:
+        """How many slots are recorded of what the world follows; None where it follows no recording."""
+        return min((p.covers for p in (self.channel, self.mobility) if p.covers is not None), default=None)
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """The recorded slots at which an episode may start, int64 [S]."""
+        slots = 0 if self.recorded_slots is None else self.recorded_slots
+        return torch.arange(max(slots - self.slots_per_episode, 0) + 1, device=self.sites.device)
 
     @property
     def cell_bandwidth(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,18 @@ from yaml import YAMLError
 
 from lightning_t2drl.checks import one_of
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.registry import typed
+from lightning_t2drl.registry import class_of, typed
 from lightning_t2drl.system.cells import reuse_colours, station_sites
 from lightning_t2drl.system.scenario import Scenario
 
 BITS_PER_MB = 8e6
 BITS_PER_GB = 8e9
 OBSERVATIONS = ("state", "probabilities", "frequencies")
+PARTS = {  # groups of choices within `env`, and the class of each that is taken where nothing is said
+    "channel": "lightning_t2drl.system.channels.macro.MacroChannel",
+    "fading": "lightning_t2drl.system.fadings.rician.RicianFading",
+    "mobility": "lightning_t2drl.system.mobilities.gauss_markov.GaussMarkovMobility",
+}
 LARGEST_SI = 1e30  # of any override in SI units; what is allowed is checked by config key
 
 
@@ -96,6 +101,9 @@ class ScenarioConfig:
     slot_duration: float | None = None
     backhaul_mbps: float = 50.0
     step_budget: float = 1000.0
+    channel: Any = field(default_factory=lambda: {"_target_": PARTS["channel"]})
+    fading: Any = field(default_factory=lambda: {"_target_": PARTS["fading"]})
+    mobility: Any = field(default_factory=lambda: {"_target_": PARTS["mobility"]})
     service: ServiceConfig = field(default_factory=ServiceConfig)
     alpha: float = 0.5
     deadline: float = 60.0
@@ -129,7 +137,8 @@ def load_scenario(name: str = "paper", **overrides: Any) -> Scenario:
         name: a file of `configs/env/` without its ending (`paper`, `drift`, ...), or the path of a file of one's own,
             which ends in `.yaml`.
         **overrides: config keys in their units (`bandwidth_mhz=10`) or fields of `Scenario` in SI units
-            (`bandwidth=10e6`); keys of `service` go by their own names (`full_steps=150`).
+            (`bandwidth=10e6`); keys of `service` go by their own names (`full_steps=150`); `channel`, `fading` and
+            `mobility` by the name of a choice, or as a dict with the class as `_target_` and its keys.
 
     Raises:
         UserError: there is no such scenario or key, or the value is not possible.
@@ -141,6 +150,10 @@ def load_scenario(name: str = "paper", **overrides: Any) -> Scenario:
         key, value = _in_config_units(name_given, given.tolist() if isinstance(given, Tensor) else given)
         if key in ServiceConfig.__dataclass_fields__:
             key, value = "service", {key: value}
+        if key in PARTS and isinstance(value, str):
+            value = _part_file(key, value)
+        elif key in PARTS and isinstance(value, Mapping) and "_target_" in value:
+            values.pop(key, None)
         both = isinstance(value, Mapping) and isinstance(values.get(key), Mapping)
         values[key] = {**values[key], **value} if both else value
     return build_scenario(typed(ScenarioConfig, values, "env"))
@@ -180,16 +193,51 @@ def _env_file(name: str, beside: Path | None = None) -> Path:
 
 def _load_env_file(path: Path) -> DictConfig:
     """An env file on top of those that its `defaults:` name, as Hydra would compose it."""
+    chosen: dict[str, dict[str, Any]] = {}
+    content = _own_and_bases(path, chosen)
+    merged = OmegaConf.merge(chosen, content)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _own_and_bases(path: Path, chosen: dict[str, dict[str, Any]]) -> DictConfig:
+    """Keys of an env file and of those that its `defaults:` name; what they choose of `PARTS` goes into `chosen`."""
+    content = _yaml(f"env={path}", path)
+    defaults = list(content.pop("defaults", []))
+    bases = [str(base) for base in defaults if base != "_self_" and not isinstance(base, Mapping)]
+    layers = [_own_and_bases(_env_file(base, path), chosen) for base in bases]
+    for entry in (entry for entry in defaults if isinstance(entry, Mapping)):  # such as {override channel: umi}
+        for group, choice in entry.items():
+            name = str(group).removeprefix("override ").rpartition("/")[2]
+            if name not in PARTS:
+                raise UserError(f"env={path}: its defaults choose of {group}; groups are {', '.join(PARTS)}")
+            chosen[name] = _part_file(name, str(choice), path)
+    merged = OmegaConf.merge(*layers, content)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _yaml(label: str, path: Path) -> DictConfig:
     try:
         content = OmegaConf.load(path)
     except (OSError, YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise UserError(f"env={path}: cannot be read ({' '.join(str(error).split())})") from None
+        raise UserError(f"{label}: cannot be read ({' '.join(str(error).split())})") from None
     if not isinstance(content, DictConfig):
-        raise UserError(f"env={path}: holds no keys")
-    bases = [str(base) for base in content.pop("defaults", []) if base != "_self_"]
-    merged = OmegaConf.merge(*(_load_env_file(_env_file(base, path)) for base in bases), content)
-    assert isinstance(merged, DictConfig)
-    return merged
+        raise UserError(f"{label}: holds no keys")
+    return content
+
+
+def _part_file(group: str, choice: str, beside: Path | None = None) -> dict[str, Any]:
+    """The keys of a choice of `PARTS`: of a path, beside an env file that names it, or as shipped."""
+    shipped = CONFIG_ROOT / "env" / group
+    candidates = [Path(choice)] if choice.endswith((".yaml", ".yml")) else [shipped / f"{choice}.yaml"]
+    if beside is not None:
+        candidates.insert(0, beside.parent / group / f"{choice}.yaml")
+    for path in candidates:
+        if path.is_file():
+            return {str(key): value for key, value in _yaml(f"env/{group}={choice}", path).items()}
+    known = ", ".join(sorted(p.stem for p in shipped.glob("*.yaml") if not p.stem.startswith("_")))
+    raise UserError(f"env.{group}: {choice!r} is no choice; there are {known}, and files of your own as PATH.yaml")
 
 
 def build_scenario(config: ScenarioConfig) -> Scenario:
@@ -250,7 +298,7 @@ def build_scenario(config: ScenarioConfig) -> Scenario:
     sites = check.sites()
     own_rankings = config.popularity_scope == "per_cell" and config.ranking == "shuffled"
 
-    return Scenario(
+    scenario = Scenario(
         name=config.name,
         frames_per_episode=config.frames_per_episode,
         slots_per_frame=config.slots_per_frame,
@@ -299,8 +347,20 @@ def build_scenario(config: ScenarioConfig) -> Scenario:
         deadline=config.deadline,
         deadline_penalty=config.deadline_penalty,
         switch_cost=config.switch_cost_per_gb / BITS_PER_GB,
+        parts={name: check.part(name) for name in PARTS},
         **service,
     )
+    _build_parts(scenario)
+    return scenario
+
+
+def _build_parts(scenario: Scenario) -> None:
+    """Make what `PARTS` name, so that what cannot be is refused here."""
+    for name in PARTS:
+        getattr(scenario, name)
+    slots, episode = scenario.recorded_slots, scenario.slots_per_episode
+    if slots is not None and slots < episode:
+        raise UserError(f"env.frames_per_episode: an episode takes {episode} slots, what is recorded lasts {slots}")
 
 
 def _watts(dbm: float) -> float:
@@ -382,6 +442,14 @@ class _Check:
             if abs(sum(row) - 1) > 1e-6:
                 raise UserError(f"env.{key}: row {number} sums to {sum(row):g}, not to 1")
         return rows
+
+    def part(self, name: str) -> dict[str, Any]:
+        """The class of a part as `_target_`, and all its keys."""
+        values = getattr(self.config, name)
+        key = f"env.{name}"
+        if isinstance(values, str):
+            raise UserError(f"{key}: {values!r} is no group of keys; choose with env/{name}={values}")
+        return {**asdict(typed(class_of(values, key).Config, values, key)), "_target_": values["_target_"]}
 
     def service(self, models: int) -> dict[str, Tensor]:
         out: dict[str, list[float]] = {}

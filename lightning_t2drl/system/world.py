@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_t2drl.system.cells import attach, interference, members
-from lightning_t2drl.system.channel import path_gain, rician_power
+from lightning_t2drl.system.channels.base import Links
 from lightning_t2drl.system.demand import inverse_cdf
-from lightning_t2drl.system.mobility import move, uniform_position
+from lightning_t2drl.system.noise import normal_pairs
 from lightning_t2drl.system.scenario import Scenario
 
-# `slot` int64 [N] (of the episode), `popularity` int64 [N, B], `position`, `velocity`, `mean_velocity` [N, U, 2], what
-# `new_slot` returns and, where they are not trivial, `present` bool [N, U], `serving` int64 [N, U] (the station, -1 for
-# who is absent) and `shadowing` [N, B, U] (in standard deviations).
+# `slot` int64 [N] (of the episode), `popularity` int64 [N, B], `position` [N, U, 2] and what else the mobility
+# remembers, what `new_slot` returns and, where they are not trivial, `present` bool [N, U], `serving` int64 [N, U] (the
+# station, -1 for who is absent), `shadowing` [N, B, U] (in standard deviations), `radio` [N, B, U, *] (what the channel
+# remembers) and `origin` int64 [N] (the slot of recorded time at which the episode started).
 State = dict[str, Tensor]
 
 
@@ -29,6 +29,8 @@ class Noise(NamedTuple):
     fading: Tensor  # normal [N, B, U, 2]
     shadowing: Tensor  # normal [N, B, U], or [N, 0, U] without shadowing
     turnover: Tensor  # uniform [N, 1, U]: who comes and goes; [N, 0, U] where nobody does
+    walk: Tensor  # uniform [N, U, W]: what else the mobility needs
+    radio: Tensor  # normal [N, B, U, C]: what the channel needs
 
 
 def draw_noise(scenario: Scenario, envs: int, generator: torch.Generator) -> Tensor:
@@ -41,7 +43,7 @@ def draw_noise(scenario: Scenario, envs: int, generator: torch.Generator) -> Ten
 
 def _pairs(scenario: Scenario) -> int:
     """Pairs of normal numbers per user and slot: a step, the fading of each link, and shadowing."""
-    return 1 + scenario.cells * (2 if scenario.shadowing_db else 1)
+    return 1 + scenario.cells * (1 + bool(scenario.shadowing_db) + scenario.channel.pairs)
 
 
 def _turnover(scenario: Scenario) -> bool:
@@ -49,54 +51,50 @@ def _turnover(scenario: Scenario) -> bool:
 
 
 def _columns(scenario: Scenario) -> int:
-    return scenario.chains + (3 + 2 * _pairs(scenario) + _turnover(scenario)) * scenario.users
+    per_user = 3 + 2 * _pairs(scenario) + _turnover(scenario) + scenario.mobility.uniforms
+    return scenario.chains + per_user * scenario.users
 
 
 def split_noise(scenario: Scenario, uniform: Tensor) -> Noise:
     """The numbers of `draw_noise`, by purpose."""
     popularity, rest = uniform.tensor_split((scenario.chains,), -1)
     pairs, cells = _pairs(scenario), scenario.cells
-    demand, first, second, turnover = rest.unflatten(-1, (-1, scenario.users)).tensor_split(
-        (3, 3 + pairs, 3 + 2 * pairs), 1
+    demand, first, second, turnover, walk = rest.unflatten(-1, (-1, scenario.users)).tensor_split(
+        (3, 3 + pairs, 3 + 2 * pairs, 3 + 2 * pairs + _turnover(scenario)), 1
     )
     normal = normal_pairs(first, second)
-    return Noise(popularity, demand, normal[:, 0], normal[:, 1 : 1 + cells], normal[:, 1 + cells :, :, 0], turnover)
-
-
-def normal_pairs(uniform: Tensor, other: Tensor) -> Tensor:
-    """Pairs of independent standard normal numbers [*, 2] from uniform ones [*] (Box and Muller)."""
-    radius = torch.log1p(-uniform).mul_(-2).sqrt_()
-    return torch.view_as_real(torch.polar(radius, other * (2 * math.pi)))
+    last = pairs - cells * scenario.channel.pairs
+    shadowing, radio = normal[:, 1 + cells : last, :, 0], normal[:, last:]
+    radio = radio.unflatten(1, (cells, -1)).transpose(2, 3).flatten(-2) if scenario.channel.pairs else radio
+    walk = walk.transpose(1, 2)
+    return Noise(popularity, demand, normal[:, 0], normal[:, 1 : 1 + cells], shadowing, turnover, walk, radio)
 
 
 def initial_state(scenario: Scenario, envs: int, generator: torch.Generator) -> State:
     """Worlds at the first slot of an episode.
 
-    The popularity state starts in the chain's uniform distribution; users stand uniformly in the disc and walk
-    with velocities from the stationary distribution of their mobility. With `active_users` the first users are there,
-    as many as a uniform whole number from that range says.
+    The popularity state starts in the chain's uniform distribution; users stand where their mobility lets them start.
+    With `active_users` the first users are there, as many as a uniform whole number from that range says. What is
+    recorded is played from a random slot on, from which it lasts for the episode.
     """
     counted = scenario.active_users is not None
-    sizes = (scenario.chains, 5 * scenario.users, _columns(scenario), int(counted))
+    recorded = scenario.recorded_slots is not None
+    sizes = (scenario.chains, 5 * scenario.users, _columns(scenario), int(counted), int(recorded))
     uniform = torch.rand(envs, sum(sizes), generator=generator, device=generator.device)
-    start, rest, slot_noise, count = uniform.split(sizes, -1)
-    rest = rest.unflatten(-1, (5, scenario.users))
+    start, rest, slot_noise, count, origin = uniform.split(sizes, -1)
     popularity = (start * scenario.popularity_states).long().expand(-1, scenario.cells)
-    heading = 2 * math.pi * rest[:, 2]
-    mean_velocity = scenario.mean_speed * torch.stack((heading.cos(), heading.sin()), -1)
-    position = uniform_position(scenario, rest[:, :2].transpose(1, 2))
-    state = {
-        "slot": torch.zeros(envs, dtype=torch.int64, device=generator.device),
-        "popularity": popularity,
-        "position": position,
-        "velocity": mean_velocity + scenario.speed_deviation * normal_pairs(rest[:, 3], rest[:, 4]),
-        "mean_velocity": mean_velocity,
-    }
+    slot = torch.zeros(envs, dtype=torch.int64, device=generator.device)
+    state = {"slot": slot, "popularity": popularity}
+    if recorded:
+        starts = scenario.starts
+        state["origin"] = starts[(origin.squeeze(-1) * len(starts)).long().clamp_max(len(starts) - 1)]
+    rest = rest.unflatten(-1, (5, scenario.users)).transpose(1, 2)
+    state |= scenario.mobility.start(_time(state), rest)
     noise = split_noise(scenario, slot_noise)
     if not scenario.everyone_present:
         low, high = scenario.active_users or (scenario.users, scenario.users)
         there = (low + (count * (high - low + 1)).long()).clamp_max(high) if counted else low
-        state["present"] = (torch.arange(scenario.users, device=position.device) < there).expand(envs, -1)
+        state["present"] = (torch.arange(scenario.users, device=slot.device) < there).expand(envs, -1)
     if scenario.shadowing_db:
         state["shadowing"] = noise.shadowing
     return state | new_slot(scenario, state, noise)
@@ -116,18 +114,11 @@ def advance(scenario: Scenario, state: State, uniform: Tensor) -> State:
     jump = inverse_cdf(scenario.transition_cdf[chains], noise.popularity.unsqueeze(-1)).squeeze(-1)
     changes = (slot % scenario.popularity_change_every == 0).unsqueeze(-1)
     popularity = torch.where(changes, jump, chains).expand(-1, scenario.cells)
-    position, velocity, mean_velocity = move(
-        scenario, state["position"], state["velocity"], state["mean_velocity"], noise.mobility
-    )
-    following = {
-        "slot": slot,
-        "popularity": popularity,
-        "position": position,
-        "velocity": velocity,
-        "mean_velocity": mean_velocity,
-    }
-    if "present" in state:
-        following["present"] = state["present"]
+    following = {"slot": slot, "popularity": popularity}
+    for kept in ("origin", "present", "radio", "serving"):
+        if kept in state:
+            following[kept] = state[kept]
+    following |= scenario.mobility.move(state, _time(following), noise.mobility, noise.walk)
     if _turnover(scenario):
         starts = (slot % scenario.slots_per_frame == 0).unsqueeze(-1)
         chance = noise.turnover.squeeze(1)
@@ -136,33 +127,42 @@ def advance(scenario: Scenario, state: State, uniform: Tensor) -> State:
     if scenario.shadowing_db:
         a = scenario.shadowing_memory
         following["shadowing"] = a * state["shadowing"] + (1 - a * a) ** 0.5 * noise.shadowing
-    if "serving" in state:
-        following["serving"] = state["serving"]
-    return following | new_slot(scenario, following, noise)
+    moved = None
+    if scenario.channel.pairs:
+        moved = torch.linalg.vector_norm(following["position"] - state["position"], dim=-1).unsqueeze(1)
+    return following | new_slot(scenario, following, noise, moved)
 
 
-def new_slot(scenario: Scenario, state: State, noise: Noise) -> State:
+def _time(state: State) -> Tensor:
+    """The slot of recorded time, or of the episode where nothing is recorded, int64 [N]."""
+    return state["origin"] + state["slot"] if "origin" in state else state["slot"]
+
+
+def new_slot(scenario: Scenario, state: State, noise: Noise, moved: Tensor | None = None) -> State:
     """One slot's demand and links as each cell sees them.
 
     Args:
         scenario: the world's constants.
-        state: of this slot `popularity`, `position` and, where it has them, `present` and `shadowing`; `serving` of
-            the slot before, none where an episode starts.
+        state: of this slot `slot`, `popularity`, `position` and, where it has them, `origin`, `present` and
+            `shadowing`; `serving` and `radio` of the slot before, none where an episode starts.
         noise: of this slot.
+        moved: how far users went since the slot before, m [N, 1, U]; None: they stand.
 
     Returns:
         [N, B, U] each: `request`, `input_bits`, `output_bits`, `gain` (of every link) and `attached` (whom the cell
-        serves). With several cells also `serving` [N, U], `handover` (users taken over in this slot),
+        serves). With a channel that remembers, `radio`. With several cells also `serving` [N, U], `handover` (users
+        taken over in this slot),
         `downlink_interference`, W, and `uplink_interference`, W [N, B].
     """
     position, present = state["position"], state.get("present")
     shape = (len(position), scenario.cells, scenario.users)
     distance = torch.linalg.vector_norm(position.unsqueeze(1) - scenario.sites.unsqueeze(1), dim=-1)
-    long_term = path_gain(scenario, distance)
+    links = Links(distance, _time(state), moved, noise.radio, state.get("radio"))
+    long_term, memory = scenario.channel.long_term(links)
     if scenario.shadowing_db:
         long_term = long_term * 10 ** (scenario.shadowing_db / 10 * state["shadowing"])
-    gain = long_term * rician_power(scenario.rician_factor, noise.fading)
-    out = {"gain": gain}
+    gain = long_term * scenario.fading.power(noise.fading)
+    out = {"gain": gain} if memory is None else {"gain": gain, "radio": memory}
     if scenario.cells == 1:
         everyone = torch.ones(shape, dtype=torch.bool, device=position.device)
         out["attached"] = everyone if present is None else present.unsqueeze(1)

@@ -1,0 +1,1 @@
+"""Where users are and how they move: one choice of `env/mobility` per file."""

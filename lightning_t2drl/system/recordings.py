@@ -1,0 +1,125 @@
+"""Tables of the user's own: requests, positions, path losses. Each fault is one line with file and row."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lightning_t2drl.errors import UserError
+
+Array = np.ndarray[Any, Any]
+PARQUET = (".parquet", ".pq")
+LARGEST = 10**8  # numbers of a recording that is held in memory
+
+
+class Recording:
+    """A CSV or Parquet file with one row per event, and checks of its columns.
+
+    Args:
+        key: the config key that names the file.
+        file: its path.
+        columns: the file's own name of each column that is called otherwise.
+
+    Raises:
+        UserError: it cannot be read, or holds no rows; here and below one line with file and row.
+    """
+
+    def __init__(self, key: str, file: str, columns: Mapping[str, str] | None = None) -> None:
+        self.label = f"{key}: {file}"
+        if not file:
+            raise UserError(f"{key}: missing; it names a CSV or Parquet file")
+        if not Path(file).exists():
+            raise UserError(f"{self.label} does not exist")
+        if not Path(file).is_file():
+            raise UserError(f"{self.label} is a directory, not a file")
+        self.names = dict(columns or {})
+        self.table = _read(self.label, Path(file).absolute(), Path(file).stat().st_mtime_ns)
+        if self.table.empty:
+            raise UserError(f"{self.label} holds no rows")
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def has(self, name: str) -> bool:
+        return self.names.get(name, name) in self.table
+
+    def column(self, name: str) -> pd.Series[Any]:
+        """A column as it is."""
+        its = self.names.get(name, name)
+        if its not in self.table:
+            known = ", ".join(map(str, self.table.columns[:8]))
+            raise UserError(f"{self.label} has no column {its!r}; there are {known}")
+        column = self.table[its]
+        self.refuse(column.isna().to_numpy(), lambda row: f"{its} is missing")
+        return column
+
+    def numbers(self, name: str, low: float = -np.inf, high: float = np.inf) -> Array:
+        """A column of finite numbers from `low` to `high`, float64."""
+        column = self.column(name)
+        values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)
+        self.refuse(np.isnan(values), lambda row: f"{name} {column.iloc[row]!r} is no number")
+        wrong = (values < low) | (values > high) | ~np.isfinite(values)
+        limits = f"below {low:g}" if high == np.inf else f"not from {low:g} to {high:g}"
+        self.refuse(wrong, lambda row: f"{name} {column.iloc[row]} is {limits}")
+        return values
+
+    def whole(self, name: str, count: int, what: str) -> Array:
+        """A column of whole numbers from 0 to `count` - 1, int64; `what` says what limits them."""
+        values = self.numbers(name)
+        wrong = (values != np.floor(values)) | (values < 0) | (values >= count)
+        self.refuse(wrong, lambda row: f"{name} {values[row]:g} is not a whole number from 0 to {count - 1} ({what})")
+        return values.astype(np.int64)
+
+    def seconds(self, slot_seconds: float) -> Array:
+        """When each row is, in seconds, from `time` or `slot`; they may not go back."""
+        name = "time" if self.has("time") or not self.has("slot") else "slot"
+        values = self.numbers(name)
+        back = np.concatenate(([False], values[1:] < values[:-1]))
+        self.refuse(back, lambda row: f"{name} goes back from {values[row - 1]:g} to {values[row]:g}")
+        if name == "slot":
+            return values * (slot_seconds or 1.0)
+        if slot_seconds == 0:
+            raise UserError(
+                f"{self.label}: time needs slots of some seconds (env.slot_duration); or give a column slot"
+            )
+        return values
+
+    def refuse(self, wrong: Array, text: Any) -> None:
+        """Raise for the first row that is wrong."""
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise UserError(f"{self.label}, row {row + 1}: {text(row)}")
+
+    def small_enough(self, *sizes: int) -> None:
+        """Refuse what would not fit into memory."""
+        if np.prod([float(size) for size in sizes]) > LARGEST:
+            raise UserError(f"{self.label} lasts {sizes[0]} slots, too long to be held; cut it, or give longer slots")
+
+
+@functools.lru_cache(maxsize=4)
+def _read(label: str, path: Path, changed: int) -> pd.DataFrame:
+    """The file's table; read once while it does not change."""
+    try:
+        if path.suffix in PARQUET:
+            return pd.read_parquet(path)
+        return pd.read_csv(path, skipinitialspace=True)
+    except pd.errors.EmptyDataError:
+        raise UserError(f"{label} is empty") from None
+    except ImportError:
+        raise UserError(f'{label}: pyarrow is not installed; pip install "lightning-t2drl[records]"') from None
+    except (OSError, ValueError) as error:  # of other libraries, too: ParserError, UnicodeDecodeError, ArrowInvalid
+        raise UserError(f"{label} is no table that can be read ({next(iter(str(error).splitlines()), '')})") from None
+
+
+def whole_slots(seconds: Array, start: float | None, slot_seconds: float) -> Array:
+    """The slot of each row, int64, counted from `start` (None: the first row's slot)."""
+    length = slot_seconds or 1.0
+    # A hair's breadth more, so that 3 x 0.1 s is in slot 3 of 0.1 s.
+    slots = np.floor(seconds / length + 1e-6)
+    first = slots[0] if start is None else np.floor(start / length + 1e-6)
+    return (slots - first).astype(np.int64)
