@@ -27,6 +27,7 @@ COMMANDS = {
     "evaluate": schemas.EvaluateConfig,
     "benchmark": schemas.BenchmarkConfig,
     "export": schemas.ExportConfig,
+    "compare": schemas.CompareConfig,
 }
 GROUPS = {  # of choices, with what they are and the schema of all their files; None: each file names its class
     "experiment": ("What is trained: a scheme and how long.", None),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_t2drl.run.commands import spelt_out
 from lightning_t2drl.run.compose import compose
 from lightning_t2drl.run.overrides import expand, read
 
@@ -29,7 +30,7 @@ def test_commands_compose(words):
     command, *arguments = words
     given = read(arguments)
     for job in expand(given.overrides) if given.multirun else [given.overrides]:
-        compose(command, [word for word in job if not word.startswith("hydra")])
+        compose(command, spelt_out(command, [word for word in job if not word.startswith("hydra")]))
 
 
 def test_readme_is_short_and_begins_with_the_two_commands():

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from lightning_t2drl import __version__
 from lightning_t2drl.errors import NonFiniteError, UserError
-from lightning_t2drl.run.commands import COMMANDS, run
+from lightning_t2drl.run.commands import COMMANDS, run, spelt_out
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -46,6 +46,8 @@ def _main(given: list[str]) -> None:
     from lightning_t2drl.run.overrides import read
 
     words = read(arguments)
+    if COMMANDS[command].takes is not None and words.multirun:
+        raise UserError(f"-m: {command} has no sweeps")
     if words.help:
         from lightning_t2drl.run.help import command_help
 
@@ -56,7 +58,7 @@ def _main(given: list[str]) -> None:
         from lightning_t2drl.run.compose import compose
 
         shown = [*(f"--config-dir={directory}" for directory in words.config_dirs), *words.overrides]
-        print(yaml.safe_dump(compose(command, shown).plain, sort_keys=False), end="")
+        print(yaml.safe_dump(compose(command, spelt_out(command, shown)).plain, sort_keys=False), end="")
     elif words.multirun:
         from lightning_t2drl.run.sweep import sweep
 

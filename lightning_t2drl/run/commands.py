@@ -16,11 +16,20 @@ from lightning_t2drl.accel.memory import keep_freed_memory
 
 @dataclass(frozen=True)
 class Command:
-    """An entry point: what it does, an example, and the function that does it with a `Composed`, as MODULE:NAME."""
+    """An entry point.
+
+    Args:
+        about, example: what it does, and words for it.
+        job: the function that does it with a `Composed`, as MODULE:NAME.
+        takes: the list among its keys that words without `=` go to.
+        named: whether words on keys that the command does not have go there, too, such as NAME=PATH.
+    """
 
     about: str
     example: str
     job: str
+    takes: str | None = None
+    named: bool = False
 
 
 COMMANDS = {
@@ -42,6 +51,13 @@ COMMANDS = {
         "checkpoint=runs/t2drl/latest/checkpoints/best output_dir=policy",
         "lightning_t2drl.deploy.export:run_export",
     ),
+    "compare": Command(
+        "Runs and evaluations side by side: a table with intervals, learning curves.",
+        "ours=runs/a runs/b 'baseline=runs/t2drl_ddpg/*'",
+        "lightning_t2drl.suite.compare:run_compare",
+        takes="runs",
+        named=True,
+    ),
 }
 
 
@@ -55,8 +71,29 @@ def run(command: str, arguments: Sequence[str]) -> Any:
     from lightning_t2drl.run.compose import compose
 
     module, _, name = COMMANDS[command].job.partition(":")
-    composed = compose(command, arguments)
+    composed = compose(command, spelt_out(command, arguments))
     return getattr(importlib.import_module(module), name)(composed)
+
+
+def spelt_out(command: str, arguments: Sequence[str]) -> list[str]:
+    """The words of a command line, with those gathered that belong to the one list that the command takes."""
+    takes, named = COMMANDS[command].takes, COMMANDS[command].named
+    if takes is None:
+        return list(arguments)
+    from lightning_t2drl.run.choices import groups, primary
+    from lightning_t2drl.run.overrides import quote, read
+
+    given = read(arguments)
+    known = {*primary(command), *groups(command), "hydra"}
+
+    def listed(word: str) -> bool:
+        key = word.partition("=")[0].lstrip("+~").partition(".")[0].partition("/")[0]
+        return ("=" not in word and word[0] != "~") or (named and key not in known)
+
+    words = [word for word in given.overrides if not listed(word)]
+    if taken := [quote(word) for word in given.overrides if listed(word)]:
+        words.append(f"{takes}=[{','.join(taken)}]")
+    return [*(f"--config-dir={directory}" for directory in given.config_dirs), *words]
 
 
 def prepare_process() -> None:

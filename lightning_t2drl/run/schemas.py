@@ -200,6 +200,20 @@ class ExportConfig:
         _check_name(self.name)
 
 
+@dataclass
+class CompareConfig:
+    """The composed configuration of `compare`; `configs/compare.yaml` says what each key means."""
+
+    runs: list[str] = field(default_factory=list)
+    x: str = "slots"
+    references: bool = True
+    figures: bool = True
+    output_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        one_of("", self, x=("slots", "frame"))
+
+
 def _check_name(name: str) -> None:
     """A scheme's name is a row of tables and a folder below `runs/`."""
     if not name.strip(" .") or "/" in name or not name.isprintable():
@@ -211,4 +225,5 @@ SCHEMAS: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "benchmark": BenchmarkConfig,
     "export": ExportConfig,
+    "compare": CompareConfig,
 }

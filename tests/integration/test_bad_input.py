@@ -17,7 +17,7 @@ import torch
 from lightning_t2drl.run.cli import main
 from lightning_t2drl.system.scenario_config import CONFIG_ROOT
 
-T, E, B, X = "train", "evaluate", "benchmark", "export"
+T, E, B, X, C = "train", "evaluate", "benchmark", "export", "compare"
 OUT = "output_dir=out"
 
 CASES = [
@@ -192,6 +192,12 @@ CASES = [
     (B, "budget=huge", "budget"),
     (B, "work_dir=jobs", "output_dir"),
     (B, "workers=0", "workers"),
+    # compare
+    (C, "output_dir=out", "runs"),
+    (C, "outputdir=x", "output_dir"),
+    (C, "used", "used"),
+    (C, "ours=text.ckpt", "text.ckpt"),
+    (C, "used x=hours", "x"),
 ]
 
 

@@ -11,9 +11,11 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 
 from benchmarks.survival import RUN, finish, start
 from lightning_t2drl.building import build_policies
+from lightning_t2drl.run.commands import run
 from lightning_t2drl.run.compose import compose
 from lightning_t2drl.run.loggers import FrameCSVLogger, FrameWandbLogger
 from lightning_t2drl.run.schemas import TrainConfig
+from lightning_t2drl.suite.sources import read_source
 from lightning_t2drl.system.scenario_config import CONFIG_ROOT
 from tests.limits import seconds
 
@@ -71,6 +73,16 @@ def sessions(output, run_train, monkeypatch, capfd):
         printed = "".join(capfd.readouterr())
         assert "\nwandb:" not in printed and API_KEY not in printed
     return [list(records(path)) for path in sorted(output.glob("wandb/offline-run-*/*.wandb"))]
+
+
+def test_compare_reads_from_an_offline_run_what_the_tables_hold(sessions, output, tmp_path):
+    path = sorted(output.glob("wandb/offline-run-*"))[-1]
+    (own,), (sent,) = read_source(output), read_source(path)
+    both = own.curve.merge(sent.curve, on=["frame", "slots"], suffixes=("", "_sent"))
+    assert len(both) and both["utility"].tolist() == pytest.approx(both["utility_sent"].tolist())
+    assert sent.metrics["hit_ratio"]["mean"] == pytest.approx(own.metrics["hit_ratio"]["mean"])
+    found = run("compare", [f"own={output}", f"sent={path}", f"output_dir={tmp_path}/out"])
+    assert {"curves.png", "comparison.png", "comparison.csv"} <= {file.name for file in found.output_dir.iterdir()}
 
 
 def test_one_run_with_its_labels_however_often_it_is_resumed(sessions, output):

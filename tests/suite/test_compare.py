@@ -1,0 +1,66 @@
+"""t2drl compare: names as typed, intervals worked out by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from lightning_t2drl.errors import UserError
+from lightning_t2drl.run.commands import run, spelt_out
+from lightning_t2drl.suite.compare import gather
+
+
+def evaluation(path, utilities, name="t2drl"):
+    """An `evaluation.json` with these episodes' utilities."""
+    values = np.array(utilities)
+    metric = {"mean": values.mean(), "standard_error": values.std(ddof=1) / len(values) ** 0.5, "episodes": utilities}
+    content = {
+        "name": name,
+        "scenario": "paper",
+        "episodes": len(values),
+        "seed": 1,
+        "schemes": {name: {"utility": metric}},
+    }
+    path.mkdir()
+    (path / "evaluation.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    evaluation(tmp_path / "a", [0.5, 0.6, 0.7])
+    evaluation(tmp_path / "b", [0.51, 0.62, 0.73])
+    return tmp_path
+
+
+def test_words_that_are_no_keys_are_runs():
+    words = spelt_out("compare", ["a", "ours=b", "x=frame", "--config-dir=."])
+    assert words[1:] == ["x=frame", "runs=['a','ours=b']"]
+
+
+def test_episodes_on_the_same_worlds_are_compared_pair_by_pair(here):
+    found = run("compare", ["base=a", "ours=b", "figures=false", "output_dir=c"])
+    ours = found.table.set_index("name").loc["ours"]
+    assert (ours["value"], ours["difference"]) == (pytest.approx(0.62), pytest.approx(0.02))
+    each = np.array([0.01, 0.02, 0.03])
+    assert ours["difference_high"] - ours["difference"] == pytest.approx(1.96 * each.std(ddof=1) / 3**0.5)
+    assert "| ours | 1 | 0.6200" in (here / "c" / "comparison.md").read_text()
+
+
+def test_a_name_given_twice_is_one_scheme_and_nameless_twins_keep_their_paths(here):
+    assert {name: len(s) for name, s in gather(["all=a", "all=b"]).items()} == {"all": 2}
+    assert list(gather(["*"])) == ["a/evaluation.json", "b/evaluation.json"]
+    assert list(gather(["a"])) == ["t2drl"]
+
+
+def test_mistakes_end_in_one_line(here):
+    (here / "empty").mkdir()
+    (here / "odd.json").write_text("[1, 2")
+    for words, said in (
+        (["outputdir=x"], "nearest is output_dir"),
+        (["empty"], "empty: holds nothing"),
+        (["odd.json"], "odd.json"),
+        ([], "runs: missing"),
+    ):
+        with pytest.raises(UserError, match=said):
+            gather(words)
