@@ -74,14 +74,14 @@ def same_run():
     from lightning_t2drl.loop.checkpoints import in_order, load_checkpoint
     from lightning_t2drl.loop.state import KEY
 
-    def check(first, second):
+    def check(first, second, files=("metrics.csv", "evaluations.csv")):
         one, two = (load_checkpoint(in_order(Path(d) / "checkpoints")[-1]) for d in (first, second))
         for checkpoint in (one, two):
             checkpoint[KEY].pop("run_id")
             for key in ("output_dir", "resume"):
                 checkpoint[KEY]["config"].pop(key)
         assert differences(one, two) == []
-        for file in ("metrics.csv", "evaluations.csv"):
+        for file in files:
             a, b = (
                 pd.read_csv(Path(d) / file).drop(columns=["run", "slots_per_second"], errors="ignore")
                 for d in (first, second)

@@ -1,4 +1,4 @@
-"""Deterministic policy gradient over shares: what DDPG and D3PG have in common."""
+"""Actors and critics over shares: what all learned allocators have in common."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from lightning_t2drl.accel.compiling import Compiled
 from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.allocators.graphs import AllocatorGraph, CriticGraph, observed
+from lightning_t2drl.allocators.objectives import OBJECTIVES, q_weighted, true_value
 from lightning_t2drl.checks import one_of, within
 from lightning_t2drl.errors import UserError
+from lightning_t2drl.networks.actors.base import Actor
 from lightning_t2drl.networks.features import State, UserFeatures
 from lightning_t2drl.networks.heads import Head
 from lightning_t2drl.policy import LEARNING_RATE_SCHEDULES, Exported, Graph, Metrics, Optimise
@@ -25,31 +27,37 @@ from lightning_t2drl.registry import build, class_of
 from lightning_t2drl.system.amender import amend_allocation
 from lightning_t2drl.system.cells import members_first
 from lightning_t2drl.system.scenario import Scenario
-from lightning_t2drl.system.serving import cell_mean
+from lightning_t2drl.system.serving import cell_mean, situation
 
 SETS = "lightning_t2drl.networks.sets"
 
 
 @dataclass
 class ActorCriticConfig:
-    """Keys of `configs/allocator/{ddpg,d3pg}*.yaml` that both algorithms read."""
+    """Keys of `configs/allocator/*.yaml` that all learned allocators read."""
 
     _target_: str = ""
     actor: Any = field(default_factory=lambda: {"_target_": f"{SETS}.SetTrunk"})
     critic: Any = field(default_factory=lambda: {"_target_": f"{SETS}.SetCritic"})
     head: Any = field(default_factory=lambda: {"_target_": "lightning_t2drl.networks.heads.CompetitiveHead"})
     critics: int = 2
+    objective: str = "policy_gradient"
+    candidates: int = 8
     actor_learning_rate: float = 1e-3
     critic_learning_rate: float = 1e-3
     learning_rate_schedule: str = "cosine"
     discount: float = 0.0
     target_rate: float = 0.005
+    target_noise: float = 0.0
+    target_noise_clip: float = 0.5
+    actor_every: int = 1
     exploration_noise: float = 0.3
     exploration_noise_end: float = 0.1
 
     def __post_init__(self) -> None:
-        one_of("", self, learning_rate_schedule=LEARNING_RATE_SCHEDULES)
-        within("", self, critics=(1, 10), discount=(0, 1), target_rate=(0, 1))
+        one_of("", self, learning_rate_schedule=LEARNING_RATE_SCHEDULES, objective=OBJECTIVES)
+        within("", self, critics=(1, 10), discount=(0, 1), target_rate=(0, 1), candidates=(2, 10_000))
+        within("", self, target_noise=(0, 10), target_noise_clip=(0, 10), actor_every=(1, 1e6))
         within("", self, exploration_noise=(0, 10), exploration_noise_end=(0, 10))
         within("", self, actor_learning_rate=(0, 1), critic_learning_rate=(0, 1))
 
@@ -60,6 +68,9 @@ class ActorCriticAllocator(Allocator):
     Critics see the executed shares, so raw actions that mean the same allocation have the same value, and the policy
     gradient passes through the actor's head and the amender. There are target networks only if the discount is not 0.
     A discount of 0 is exact: the allocation of one slot does not change the next.
+
+    TD3's changes are keys: `critics` (the lower counts), `target_noise` on the target's action, and `actor_every`, by
+    which actor and targets follow the critics more slowly.
     """
 
     Config: ClassVar[type] = ActorCriticConfig
@@ -70,11 +81,19 @@ class ActorCriticAllocator(Allocator):
         super().__init__(scenario, config)
         self.features = self._shared_features()(scenario)
         self.head: Head = build(config.head, key="allocator.head")
+        if getattr(self.head, "square_root_law", False) and not hasattr(self.features, "log_link"):
+            raise UserError("allocator.head.square_root_law: needs networks that see link times: allocator/actor=sets")
         self.actor = self.build_actor()
         self.critics = self._build_critics()
         self.per_user = bool(self.critics[0].per_user)
         self.bootstraps = config.discount > 0
         self.compiled = False
+        self.rounds = 0  # of updates
+        if config.objective == "q_weighted" and not hasattr(self.actor, "denoising_loss"):
+            raise UserError(
+                f"allocator.objective: q_weighted trains actors that denoise; {type(self.actor).__name__} does not, "
+                "allocator=d3pg, flow and consistency do"
+            )
         if self.bootstraps:
             self.target_actor = self.build_actor().requires_grad_(False)
             self.target_critics = self._build_critics().requires_grad_(False)
@@ -96,8 +115,8 @@ class ActorCriticAllocator(Allocator):
             )
         return reads[0]
 
-    def build_actor(self) -> Any:
-        """The actor: a module with `steps`, `forward(state, noise)`, `squash` and `penalty`; see `networks.actors`."""
+    def build_actor(self) -> Actor:
+        """The actor, see `networks.actors`."""
         raise NotImplementedError
 
     def make_trunk(self, steps: int) -> nn.Module:
@@ -125,12 +144,19 @@ class ActorCriticAllocator(Allocator):
     # -- acting
 
     def state(self, observation: TensorDict) -> TensorDict:
-        return TensorDict(self.features(self.scenario, observation), batch_size=observation.batch_size)
+        fields = self.features(self.scenario, observation)
+        if self.config.objective == "analytic":
+            fields = situation(observation) | fields
+        return TensorDict(fields, batch_size=observation.batch_size)
 
-    def draw_noise(self, state: State) -> Tensor:
-        """Standard normal noise for one chain per state [*]: [I, *, U, 2]."""
-        shape = (self.actor.steps, *state["hit"].shape, 2)
+    def draw_noise(self, state: State, more: int = 0) -> Tensor:
+        """Standard normal noise for one decision per state [*] and, with `more`, beyond: [draws + more, *, U, 2]."""
+        shape = (self.actor.draws + more, *state["hit"].shape, 2)
         return torch.randn(shape, generator=self.generator, device=self.generator.device)
+
+    def decision_noise(self, state: State, explore: bool) -> Tensor:
+        """The noise of decisions."""
+        return self.draw_noise(state)
 
     def to_raw(self, state: State, output: Tensor) -> Tensor:
         """The raw allocation [*, U, 2] that an actor's output [*, U, 2] means."""
@@ -159,7 +185,7 @@ class ActorCriticAllocator(Allocator):
         order = self._members(fields)
         count = fields["attached"].shape[-1]
         fields = _pick(fields, order)
-        output = self.actor(fields, self.draw_noise(fields)).float()
+        output = self.actor(fields, self.decision_noise(fields, explore)).float()
         if explore:
             spread = torch.randn(output.shape, generator=self.generator, device=output.device)
             output = output + spread * self.exploration_noise
@@ -174,7 +200,7 @@ class ActorCriticAllocator(Allocator):
 
         On a GPU the table is cheaper than waiting for how many there are.
         """
-        whole = self.scenario.one_crowd or not self.features.any_users
+        whole = self.scenario.one_crowd or not self.features.any_users or self.config.objective == "analytic"
         return None if whole or state["attached"].device.type != "cpu" else members_first(state["attached"])
 
     # -- learning
@@ -193,7 +219,7 @@ class ActorCriticAllocator(Allocator):
         state, target, shares = batch["state"].to_dict(), batch["reward"], batch["shares"]
         if self.bootstraps:
             following = batch["next_state"].to_dict()
-            target = self.target(target, following, self.draw_noise(following))
+            target = self.target(target, following, self.draw_noise(following, more=int(self.config.target_noise > 0)))
         order = None if self.compiled else self._members(state)  # compiled code is for one size of the table
         state = _pick(state, order)
         if order is not None:
@@ -201,19 +227,37 @@ class ActorCriticAllocator(Allocator):
             target = target.gather(-1, order) if self.per_user else target
         critic_loss = self.critic_loss(state, shares, target)
         optimise("critic", critic_loss)
-        actor_loss = self.actor_loss(state, self.draw_noise(state))
+        metrics = {"critic_loss": critic_loss.detach()}
+        self.rounds += 1
+        if self.rounds % self.config.actor_every == 0:
+            metrics |= self.update_actor(state, optimise)
+            self.update_targets()
+        return metrics
+
+    def update_actor(self, state: State, optimise: Optimise) -> Metrics:
+        """One gradient step of the actor."""
+        actor_loss = self.actor_loss(state, self.objective_noise(state))
         optimise("actor", actor_loss)
-        self.update_targets()
-        return {"critic_loss": critic_loss.detach(), "actor_loss": actor_loss.detach()}
+        return {"actor_loss": actor_loss.detach()}
 
     @torch.no_grad()
     def target(self, reward: Tensor, next_state: State, noise: Tensor) -> Tensor:
-        """Y = r + gamma Q'(s', mu'(s')), [b, 1 or U]."""
-        shares = self.shares(self.target_actor, next_state, noise)
-        value = self.value(self.target_critics, next_state, shares)
-        if self.per_user and not self.scenario.one_crowd:  # who has left the cell brings it nothing more
-            value = value * next_state["attached"]
-        return reward + self.config.discount * value
+        """Y = r + gamma Q'(s', mu'(s')), [b, 1 or U]; `target_noise` smooths mu' by clipped noise, as in TD3."""
+        draws, clip = self.actor.draws, self.config.target_noise_clip
+        if len(noise) > draws:
+            action = self.actor.squash(self.target_actor(next_state, noise[:draws]).float())
+            action = action + (noise[draws] * self.config.target_noise).clamp(-clip, clip)
+            raw = self.head(action.clamp(-1.0, 1.0), next_state)
+            shares = amend_allocation(raw, next_state["hit"], next_state["attached"])
+        else:
+            shares = self.shares(self.target_actor, next_state, noise)
+        return reward + self.config.discount * self.future(
+            next_state, self.value(self.target_critics, next_state, shares)
+        )
+
+    def future(self, next_state: State, value: Tensor) -> Tensor:
+        """The part of next values [b, 1 or U] that counts: who has left the cell brings it nothing more."""
+        return value if self.scenario.one_crowd or not self.per_user else value * next_state["attached"]
 
     def critic_loss(self, state: State, shares: Tensor, target: Tensor) -> Tensor:
         """Mean squared TD error, summed over the critics."""
@@ -228,11 +272,28 @@ class ActorCriticAllocator(Allocator):
         return (value * attached).sum() / attached.sum().clamp_min(1)
 
     def actor_loss(self, state: State, noise: Tensor) -> Tensor:
-        """The negated value of the actor's shares: its gradient is the deterministic policy gradient."""
+        """What the actor minimises, see `objectives`, from noise of `objective_noise`."""
+        if self.config.objective == "q_weighted":
+            return q_weighted(self, state, noise)
         output = self.actor(state, noise).float()
-        loss = -self.mean(self.value(self.critics, state, self.to_shares(state, output)), state)
+        loss = -self.worth(state, self.to_shares(state, output))
         penalty = self.actor.penalty(output)
         return loss if penalty is None else loss + penalty
+
+    def worth(self, state: State, shares: Tensor) -> Tensor:
+        """The mean value of shares as the objective has it: by the critics, or the true utility."""
+        if self.config.objective == "analytic":
+            return true_value(self.scenario, state, shares)
+        return self.mean(self.value(self.critics, state, shares), state)
+
+    def objective_noise(self, state: State) -> Tensor:
+        """The noise of one `actor_loss`."""
+        if self.config.objective != "q_weighted":
+            return self.draw_noise(state)
+        candidates = {"hit": state["hit"].expand(self.config.candidates, *state["hit"].shape)}
+        noise = self.draw_noise(candidates, more=1 + self.actor.levels)
+        noise[self.actor.draws] *= self.exploration_noise
+        return noise
 
     def followers(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The parameters of each target and those they follow; nothing without targets."""
@@ -251,7 +312,23 @@ class ActorCriticAllocator(Allocator):
         for name in ("critic_loss", "actor_loss") + (("target",) if self.bootstraps else ()):
             setattr(self, name, Compiled(getattr(self, name)))
 
+    def extra_state(self) -> dict[str, Any]:
+        return super().extra_state() | {"rounds": self.rounds}
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        super().load_extra_state(state)
+        self.rounds = state.get("rounds", 0)
+
     # -- exporting
+
+    @property
+    def exported_draws(self) -> int:
+        """How many tensors of noise an exported decision takes."""
+        return self.actor.draws
+
+    def decision(self, state: State, noise: Tensor) -> Tensor:
+        """Shares [*, U, 2] of an exported decision."""
+        return self.shares(self.actor, state, noise)
 
     def export(self) -> Exported:
         any_users = self.features.any_users
@@ -261,9 +338,9 @@ class ActorCriticAllocator(Allocator):
         if not any_users:
             axes = {name: {at: axis for at, axis in by.items() if axis == "batch"} for name, by in axes.items()}
         batch = len(inputs["request"])
-        facts = {"users": None if any_users else users, "diffusion_steps": self.actor.steps, "decision_samples": 1}
-        chain = {"noise": torch.zeros(self.actor.steps, batch, users, 2)} if self.actor.steps else {}
-        decide = AllocatorGraph(self, partial(self.shares, self.actor), bool(chain))
+        facts = {"users": None if any_users else users, "diffusion_steps": self.exported_draws, "decision_samples": 1}
+        chain = {"noise": torch.zeros(self.exported_draws, batch, users, 2)} if self.exported_draws else {}
+        decide = AllocatorGraph(self, self.decision, bool(chain))
         graphs = {"allocator": Graph(decide, inputs | chain, axes, "shares")}
         if chain:  # the best of several samples is found by the critics
             shares = {"shares": torch.full((batch, users, 2), 1 / users)}

@@ -120,7 +120,7 @@ class QLearningCacher(Cacher):
         """What the network sees of a state [*]: [*, S]."""
         if self.observed == ("popularity",):
             return state["popularity"]
-        return torch.cat([state[name].float() for name in self.observed], -1)
+        return torch.cat([_seen(name, state[name]) for name in self.observed], -1)
 
     def choose(self, state: Mapping[str, Tensor]) -> Tensor:
         """The cache of highest value, bool [*, M]."""
@@ -174,3 +174,8 @@ class QLearningCacher(Cacher):
 
     def _uniform(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.generator, device=self.generator.device)
+
+
+def _seen(name: str, value: Tensor) -> Tensor:
+    """An entry as the network sees it: loads by their logarithm, so that twice the users are as far at any load."""
+    return value.clamp_min(1e-2).log() if name == "load" else value.float()

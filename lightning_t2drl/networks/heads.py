@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_t2drl.checks import within
-from lightning_t2drl.networks.features import State
+from lightning_t2drl.networks.features import State, UserFeatures
 from lightning_t2drl.system.amender import raw_from_shares
 
 
@@ -46,6 +46,7 @@ class CompetitiveHeadConfig:
     _target_: str = ""
     scale: float = 3.0
     step_scale: float = 60.0
+    square_root_law: bool = False
 
     def __post_init__(self) -> None:
         within("", self, scale=(0, 100), step_scale=(0, 1000))
@@ -56,7 +57,9 @@ class CompetitiveHead:
 
     The logits are `scale` times the output after subtracting its mean over the cell's users: a softmax does not
     see that mean, so without the subtraction it could drift until tanh saturates. All of the bandwidth is always
-    shared out.
+    shared out. With `square_root_law` 0.5 log a_u is added to them, a_u being the user's link time: without deadlines,
+    shares in proportion to sqrt(a_u) make the sum of access delays least, whatever the number of users. It needs the
+    features of set networks.
 
     Fewer than A1 steps bring no quality, so scaling all hits down alike wastes steps: with a short budget it is best
     to serve some hits fully and others not at all. Each hit asks for A3 sigmoid(step_scale output). If that is too
@@ -74,12 +77,15 @@ class CompetitiveHead:
     def __init__(self, config: CompetitiveHeadConfig) -> None:
         self.scale = config.scale
         self.step_scale = config.step_scale
+        self.square_root_law = config.square_root_law
 
     def __call__(self, output: Tensor, state: State) -> Tensor:
         hit, attached = state["hit"], state["attached"]
         logit = output[..., 0]
         count = attached.sum(-1, keepdim=True).clamp_min(1)
         logit = self.scale * (logit - (logit * attached).sum(-1, keepdim=True) / count)
+        if self.square_root_law:
+            logit = logit + 0.5 * UserFeatures.log_link(state["features"])
         bandwidth = logit.masked_fill(~attached, -1e9).softmax(-1)
         steps = self._threshold(self.step_scale * output[..., 1] + self.GENEROUS, state["full_share"] * hit)
         return raw_from_shares(torch.stack((bandwidth, steps), -1))

@@ -352,7 +352,9 @@ def _name(
         return plain["name"]
     changed = [word for word in words if any(word.under(s) for s in PAIR) and (word.target or word.chooses)]
     kept = saved or plain["name"]
-    if kept is not None and (not changed or _kind(*composed) == _kind(*run([w for w in words if w not in changed]))):
+    if kept is not None and (
+        not changed or _kind(*composed) == _kind(*run([w for w in words if not any(w.under(s) for s in PAIR)]))
+    ):
         return kept
     return "+".join(_label(section, choices, words, saved) for section in PAIR)
 

@@ -26,6 +26,31 @@ class Trunk(Protocol):
         """
 
 
+class Actor(nn.Module):
+    """A network made into a policy: an output [*, U, 2] from a state and normal noise.
+
+    An actor that can also be trained by adding noise to actions has `denoising_loss(state, clean, noise)`: what its
+    network is wrong by on actions `clean` [*, U, 2] at all `levels` of noise, [*, U] from noise [levels, *, U, 2].
+    """
+
+    steps = 0  # evaluations of the network
+    draws = 0  # tensors of standard normal noise [*, U, 2] that a decision takes
+    levels = 0  # of noise that the network knows
+    trunk: nn.Module
+
+    def forward(self, state: State, noise: Tensor) -> Tensor:
+        """The output [*, U, 2], before `squash`, for states [*] and noise [draws, *, U, 2]."""
+        raise NotImplementedError
+
+    def squash(self, x: Tensor) -> Tensor:
+        """An output as an action in [-1, 1]."""
+        return x
+
+    def penalty(self, x: Tensor) -> Tensor | None:
+        """The term added to the actor's loss for its output [*, U, 2]; None for none."""
+        return None
+
+
 MakeTrunk = Callable[[int], nn.Module]  # the configured network, for a chain of so many steps
 
 

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_t2drl.networks.actors.base import MakeTrunk, flat
+from lightning_t2drl.networks.actors.base import Actor, MakeTrunk, flat
 from lightning_t2drl.networks.features import State
 
 
-class DirectActor(nn.Module):
+class DirectActor(Actor):
     """A state's action in one evaluation."""
-
-    steps = 0
 
     def __init__(self, make_trunk: MakeTrunk) -> None:
         super().__init__()
         self.trunk = make_trunk(0)
-
-    def squash(self, x: Tensor) -> Tensor:
-        return x
-
-    def penalty(self, x: Tensor) -> None:
-        return None
 
     def forward(self, state: State, noise: Tensor | None = None) -> Tensor:
         """The action for states [*]: [*, U, 2] in [-1, 1]; `noise` is not used."""
