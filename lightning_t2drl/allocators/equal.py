@@ -21,7 +21,7 @@ class EqualConfig:
 
 
 class EqualAllocator(Allocator):
-    """Bandwidth 1/U for every attached user, L/U denoising steps for each hit (docs/concepts/bound.md)."""
+    """Bandwidth 1/U for every attached user, the part L/U of the step budget for each hit (docs/concepts/bound.md)."""
 
     Config = EqualConfig
 

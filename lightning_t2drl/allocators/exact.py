@@ -12,6 +12,7 @@ from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.checks import within
 from lightning_t2drl.system import raw_from_shares
 from lightning_t2drl.system.bounds import slot_bound
+from lightning_t2drl.system.service import of_model
 from lightning_t2drl.system.serving import situation
 
 
@@ -34,5 +35,6 @@ class ExactAllocator(Allocator):
 
     def decide(self, observation: TensorDict, explore: bool = False) -> Tensor:
         found = slot_bound(self.scenario, **situation(observation), rounds=self.config.rounds)
-        shares = torch.stack((found["bandwidth"], found["steps"] / self.scenario.step_budget), -1)
+        bought = of_model(self.scenario.budget_steps, observation["request"])
+        shares = torch.stack((found["bandwidth"], found["steps"] / bought), -1)
         return raw_from_shares(shares)

@@ -17,6 +17,7 @@ from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.checks import within
 from lightning_t2drl.system import amend_allocation, serve
 from lightning_t2drl.system.scenario import Scenario
+from lightning_t2drl.system.service import steps_of
 from lightning_t2drl.system.serving import SITUATION, cell_mean, hits, situation
 
 
@@ -47,7 +48,7 @@ class _SlotProblem(Problem):
             self.scenario,
             **situation(cell),
             bandwidth=shares[..., 0],
-            steps=shares[..., 1] * self.scenario.step_budget,
+            steps=steps_of(self.scenario, cell["request"], shares[..., 1]),
         )
         out["F"] = -cell_mean(served["utility"], cell["attached"]).double().numpy()
 

@@ -25,7 +25,11 @@ def names_of(scenario: Scenario) -> tuple[str, ...]:
 def observed(scenario: Scenario, users: int) -> tuple[dict[str, Tensor], dict[str, dict[int, str]]]:
     """Example inputs of a slot, and which of their axes stay open."""
     batch = 3  # 1 would be traced as a constant
-    _ = scenario.service_table  # kept once made: what a tracer made in its place would be of no use to the next
+    _ = (
+        scenario.service_table,
+        scenario.curve_pieces,
+        scenario.budget_steps,
+    )  # kept once made: what a tracer made in its place would be of no use to the next
     inputs = {
         "request": torch.zeros(batch, users, dtype=torch.int64),
         **{name: torch.ones(batch, users) for name in ("input_bits", "output_bits", "gain")},

@@ -27,7 +27,7 @@ class Allocation(NamedTuple):
     """One slot's decision, one number per user."""
 
     bandwidth: NDArray[np.float32]  # share of the cell's bandwidth; sums to at most 1
-    steps: NDArray[np.float32]  # denoising steps at the edge, 0 for a miss; sums to at most the step budget
+    steps: NDArray[np.float32]  # denoising steps at the edge, 0 for a miss; times their cost at most the step budget
 
 
 class Controller:
@@ -49,7 +49,9 @@ class Controller:
         self.users: int | None = self.policy["users"]  # None: any number
         # I, length of the diffusion chain; format 1 used another name
         self.diffusion_steps: int = self.policy.get("diffusion_steps", self.policy.get("denoising_steps", 0))
-        self.step_budget: float = scenario["step_budget"]
+        # How many steps of each model the whole budget buys, [M]; before there were catalogues each cost 1.
+        cost = np.broadcast_to(scenario.get("step_cost", 1.0), self.models)
+        self.budget_steps: NDArray[np.float32] = (scenario["step_budget"] / cost).astype(np.float32)
         # Gain of a user whose uplink signal is as strong as the noise over the whole bandwidth.
         bandwidth = scenario["bandwidth"] / scenario.get("reuse", 1)
         self.gain_at_0_db: float = scenario["noise_density"] * bandwidth / scenario["user_power"]
@@ -148,7 +150,7 @@ class Controller:
         shares = self._shares(feeds, users, samples, seed)
         if not math.isfinite(shares.sum()):
             raise RuntimeError("the policy answers with NaN: its parameters are damaged; export it anew")
-        return Allocation(shares[:, 0], shares[:, 1] * np.float32(self.step_budget))
+        return Allocation(shares[:, 0], shares[:, 1] * self.budget_steps[models])
 
     def _of_several(self, given: dict[str, Any], users: int) -> dict[str, NDArray[Any]]:
         """What a policy of several cells is told beside the rest; what was not given is nothing."""

@@ -13,7 +13,7 @@ from torchrl.envs import EnvBase
 
 from lightning_t2drl.errors import NonFiniteError
 from lightning_t2drl.seeding import derive_seed
-from lightning_t2drl.system import amend_allocation, amend_cache
+from lightning_t2drl.system import amend_allocation, amend_cache, service
 from lightning_t2drl.system.cells import held_elsewhere
 from lightning_t2drl.system.scenario import Scenario
 from lightning_t2drl.system.serving import cell_mean, hits, serve, situation
@@ -25,7 +25,7 @@ SERVED = (
     "generation_delay",
     "backhaul_delay",
     "delay",
-    "tv",
+    "metric",
     "quality",
     "latency",
     "violated",
@@ -224,7 +224,9 @@ class EdgeAIGCEnv(EnvBase):
         now = situation(world | {"cache": cache} | self._nearby())
         if s.one_crowd:
             del now["attached"]  # that everybody is
-        served = serve(s, **now, bandwidth=shares[..., 0], steps=shares[..., 1] * s.step_budget)
+        steps = service.steps_of(s, request, shares[..., 1])
+        served = serve(s, **now, bandwidth=shares[..., 0], steps=steps)
+        del served["tv"]
         served["shares"] = shares
         if s.one_crowd:
             reward = cell_mean(served["utility"], None)
@@ -289,15 +291,15 @@ class EdgeAIGCEnv(EnvBase):
 
 def load_per_user(scenario: Scenario) -> Tensor:
     """What one user takes of a cell, [3]: the mean model over the storage, the mean payload over what the bandwidth
-    carries before the deadline at 1 bit/s/Hz, and the mean A3 over the step budget.
+    carries before the deadline at 1 bit/s/Hz, and the mean A3 over the steps that the budget buys.
     """
     s = scenario
-    payload = (sum(s.input_bits) + sum(s.output_bits)) / 2
-    device = s.full_steps.device
+    payload = sum(sum(bits.unbind(-1) if isinstance(bits, Tensor) else bits) for bits in (s.input_bits, s.output_bits))
+    time = torch.as_tensor(payload / 2 / (s.cell_bandwidth * s.deadline), device=s.full_steps.device)
     return torch.stack((
         (s.model_storage.mean() / s.storage_capacity).float(),
-        torch.tensor(payload / (s.cell_bandwidth * s.deadline), device=device),
-        s.full_steps.mean() / s.step_budget,
+        time.mean().float(),
+        (s.full_steps * s.step_cost).mean() / s.step_budget,
     ))  # fmt: skip
 
 

@@ -247,7 +247,7 @@ class View:
         self.slots += 1
         self._show(position, before, self.cells["served"])
         reward = self.cells["reward", self.reward].squeeze(-1)
-        return reward, slot_metrics(self.scenario, self.cells["served"], before["attached"])
+        return reward, slot_metrics(self.scenario, self.cells["served"], before["attached"], before["request"])
 
     def _show(self, position: Tensor, cells: TensorDict, served: TensorDict | None) -> None:
         self.shown = {"slot": self.slots, "position": position, "cells": cells, "served": served}

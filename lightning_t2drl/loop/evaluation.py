@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from lightning_t2drl.cachers.base import Cacher
 from lightning_t2drl.checks import within
 from lightning_t2drl.envs import EdgeAIGCEnv
 from lightning_t2drl.loop.finite import FiniteWatch
-from lightning_t2drl.loop.metrics import slot_metrics
+from lightning_t2drl.loop.metrics import service_sums, slot_metrics
 from lightning_t2drl.loop.slots import Slot, frame
 from lightning_t2drl.seeding import derive_seed
 from lightning_t2drl.system.scenario import Scenario
@@ -83,7 +83,7 @@ def evaluate(
                 done += 1
                 env.generator.manual_seed(derive_seed(seed, "evaluation", done))
                 finite.add("the allocation that the allocator returned", slot.raw)
-                means.add(slot.following["served"], slot.cells["attached"], slot.following["reward", "frame"])
+                means.add(slot.following["served"], slot.cells, slot.following["reward", "frame"])
                 watch(env, slot)
                 progress(done, slots)
             finite.check(f"evaluation, frame {number}")
@@ -96,19 +96,30 @@ class EpisodeMeans:
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
         self.sums: dict[str, Tensor] = {}
+        self.ratios: dict[str, tuple[Tensor, Tensor]] = {}
         self.slots = 0
 
-    def add(self, served: TensorDict, attached: Tensor, frame_reward: Tensor) -> None:
-        """Add a slot: what `serve` returned [N, B], who was attached [N, B, U], and the frame rewards [N, B, 1]."""
-        values = slot_metrics(self.scenario, served, attached)
+    def add(self, served: TensorDict, cells: Mapping[str, Tensor], frame_reward: Tensor) -> None:
+        """Add a slot: what the environment says was `served` [N, B], `attached` and `request` of the cells' observation
+        [N, B, U], and the frame rewards [N, B, 1].
+        """
+        attached, request = cells["attached"], cells["request"]
+        values = slot_metrics(self.scenario, served, attached, request)
         values["net_utility"] = frame_reward.mean((-1, -2)) * self.scenario.slots_per_frame
         for name, value in values.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
+        for name, (part, whole) in service_sums(self.scenario, served, attached, request).items():
+            before = self.ratios.get(name, (0.0, 0.0))
+            self.ratios[name] = (before[0] + part, before[1] + whole)
         self.slots += 1
 
     def take(self) -> dict[str, Tensor]:
-        """The means [N], on the CPU, with `total_utility`, the sum of slot rewards."""
+        """The means [N], on the CPU, with `total_utility`, the sum of slot rewards.
+
+        A mean over the requests of a service is NaN in an episode that has none.
+        """
         means = {name: (total / self.slots).cpu() for name, total in self.sums.items()}
+        means |= {name: (part / whole).cpu() for name, (part, whole) in self.ratios.items()}
         return means | {"total_utility": means["utility"] * self.slots}
 
 
@@ -116,10 +127,14 @@ PER_EPISODE = ("utility", "net_utility", "hit_ratio")  # kept for comparisons wi
 
 
 def summarise(per_episode: dict[str, Tensor]) -> dict[str, dict[str, Any]]:
-    """Mean and standard error over episodes by metric, and the episodes' own values of `PER_EPISODE`."""
+    """Mean and standard error over episodes by metric, and the episodes' own values of `PER_EPISODE`.
+
+    Episodes in which a mean is not defined, as nobody asked for the service, are left out of it.
+    """
     out: dict[str, dict[str, Any]] = {}
     for name, values in per_episode.items():
         values = values.double()
+        values = values[~values.isnan()]
         error = values.std() / len(values) ** 0.5 if len(values) > 1 else torch.tensor(float("nan"))
         out[name] = {"mean": values.mean().item(), "standard_error": error.item()}
         if name in PER_EPISODE:

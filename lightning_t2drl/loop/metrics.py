@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_t2drl.system.metrics import DELAY_PARTS, slot_metrics
+from lightning_t2drl.system.metrics import DELAY_PARTS, service_sums, slot_metrics
 
-__all__ = ["DELAY_PARTS", "Meters", "slot_metrics"]
+__all__ = ["DELAY_PARTS", "Meters", "service_sums", "slot_metrics"]
+
+RENAMED = {"tv": "metric"}  # since checkpoints that may be resumed
 
 
 class Meters:
@@ -44,5 +46,5 @@ class Meters:
         return {"sums": {name: value.cpu() for name, value in self.sums.items()}, "counts": dict(self.counts)}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        self.sums = {name: value.to(device) for name, value in state["sums"].items()}
-        self.counts = dict(state["counts"])
+        self.sums = {RENAMED.get(name, name): value.to(device) for name, value in state["sums"].items()}
+        self.counts = {RENAMED.get(name, name): count for name, count in state["counts"].items()}

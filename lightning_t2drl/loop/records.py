@@ -11,7 +11,7 @@
 | `bandwidth_asked`, `steps_asked` | share of the bandwidth, and denoising steps, before the amender |
 | `bandwidth`, `steps` | the same as executed; a miss gets no steps |
 | `access_delay`, `generation_delay`, `backhaul_delay`, `delay` | s |
-| `tv`, `quality`, `latency`, `violated`, `utility` | what `serve` returned |
+| `metric`, `quality`, `latency`, `violated`, `utility` | what `serve` returned |
 
 `frames.parquet` has one row per world, frame and cell:
 
@@ -45,11 +45,12 @@ from lightning_t2drl.loop.evaluation import EpisodeMeans
 from lightning_t2drl.loop.slots import Slot
 from lightning_t2drl.system.scenario import Scenario
 from lightning_t2drl.system.scenario_config import BITS_PER_GB
+from lightning_t2drl.system.service import steps_of
 
 FILES = ("slots.parquet", "frames.parquet")
 ASKED = ("input_bits", "output_bits", "gain")
 DELAYS = ("access_delay", "generation_delay", "backhaul_delay", "delay")
-SERVED = ("hit", *DELAYS, "tv", "quality", "latency", "violated", "utility")
+SERVED = ("hit", *DELAYS, "metric", "quality", "latency", "violated", "utility")
 WHICH = ["world", "frame", "slot", "cell", "user", "model"]  # columns with few values, stored as such
 KEY = b"lightning_t2drl"  # of the files' metadata
 
@@ -132,9 +133,9 @@ class Recorder:
             "y": place[:, 1].numpy(),
             **{name: of_users(served.get(name, nobody)) for name in ("nearby", "handover")},
             "bandwidth_asked": of_users(asked[..., 0]),
-            "steps_asked": of_users(asked[..., 1] * self.scenario.step_budget),
+            "steps_asked": of_users(steps_of(self.scenario, cells["request"], asked[..., 1])),
             "bandwidth": of_users(served["shares"][..., 0]),
-            "steps": of_users(served["shares"][..., 1] * self.scenario.step_budget),
+            "steps": of_users(steps_of(self.scenario, cells["request"], served["shares"][..., 1])),
             **{name: of_users(served[name]) for name in SERVED},
         }
 
@@ -189,7 +190,7 @@ def episode_means(directory: str | Path) -> dict[str, Tensor]:
     slots, frames = read_records(directory)
     _, parquet = _pyarrow()
     facts = json.loads(parquet.read_schema(Path(directory) / FILES[0]).metadata[KEY])
-    s: Any = SimpleNamespace(**facts["scenario"])
+    s = _scenario(facts["scenario"])
     shape = (facts["worlds"], s.cells, s.users)
     optional = ("handover",) * (s.cells > 1) + ("nearby",) * (s.cells > 1 and s.edge_link_rate is not None)
     means = EpisodeMeans(s)
@@ -203,11 +204,21 @@ def episode_means(directory: str | Path) -> dict[str, Tensor]:
             return torch.zeros(shape, dtype=values.dtype).index_put_(place, values)
 
         served = {name: dense(torch.tensor(rows[name].to_numpy())) for name in (*SERVED, *optional)}
-        attached = dense(torch.ones(len(rows), dtype=torch.bool))
+        served["shares"] = torch.stack(
+            [dense(torch.tensor(rows[name].to_numpy())) for name in ("bandwidth", "steps")], -1
+        )
+        cells = {"attached": dense(torch.ones(len(rows), dtype=torch.bool))}
+        cells["request"] = dense(torch.tensor(rows["model"].to_numpy()).long())
         frame, within = divmod(number, s.slots_per_frame)
         reward = rewards[frame] if within == s.slots_per_frame - 1 else torch.zeros_like(rewards[0])
-        means.add(TensorDict(served, batch_size=shape[:2]), attached, reward)
+        means.add(TensorDict(served, batch_size=shape[:2]), cells, reward)
     return means.take()
+
+
+def _scenario(facts: dict[str, Any]) -> Any:
+    """What the means need of the scenario."""
+    per_model = {key: torch.tensor(value) for key in ("deadline", "alpha") if isinstance(value := facts[key], list)}
+    return SimpleNamespace(**facts | per_model)
 
 
 def _pyarrow() -> tuple[Any, Any]:

@@ -204,7 +204,8 @@ class TwoTimescaleModule(L.LightningModule):
     def _learn_from(self, slot: Slot) -> None:
         """Measure a slot, store it and take the allocator's gradient steps."""
         self.watch.add("the allocation that the allocator returned", slot.raw)
-        self.meters.add(slot_metrics(self.scenario, slot.following["served"], slot.cells["attached"]))
+        served, cells = slot.following["served"], slot.cells
+        self.meters.add(slot_metrics(self.scenario, served, cells["attached"], cells["request"]))
         if self.slot_replay is not None:
             self.slot_replay.extend(self.allocator.transition(slot.state, slot.following, slot.next_state))
             self._update("allocator", self.slot_replay, self.loop.updates_per_slot)

@@ -1,5 +1,7 @@
 """Turns an observation in physical units into what networks read, normalised by constants of the scenario.
 
+Times are shares of the user's own deadline and steps of what the budget buys, so that no unit of a service is seen.
+
 Every layout gives the same named fields: `hit` and `attached` (bool [*, U]) and `full_share` ([*, U], the share of the
 step budget that full quality takes), which turn an output into an allocation, and `features`, which
 networks read. So a policy can act on a replayed state without the observation it came from.
@@ -38,12 +40,15 @@ def facts(scenario: Scenario, observation: Observation) -> dict[str, Tensor]:
     return {
         "hit": hits(observation["cache"], request) & attached,
         "attached": attached,
-        "full_share": scenario.full_steps[request] / scenario.step_budget,
+        "full_share": scenario.full_steps[request] / service.of_model(scenario.budget_steps, request),
     }
 
 
-def _centred(value: Tensor, interval: tuple[float, float]) -> Tensor:
-    """A uniform variable scaled to [-1, 1] (0 where the range is a point)."""
+def _centred(value: Tensor, interval: tuple[float, float] | Tensor, request: Tensor) -> Tensor:
+    """A uniform variable scaled to [-1, 1] (0 where the range is a point) within the range of what is requested."""
+    if isinstance(interval, Tensor):
+        least, most = interval[request].unbind(-1)
+        return torch.where(most > least, (value - least) * (2 / (most - least).clamp_min(1e-30)) - 1, 0.0)
     low, high = interval
     return (value - low) * (2 / (high - low)) - 1 if high > low else torch.zeros_like(value)
 
@@ -58,9 +63,10 @@ def _backhaul(scenario: Scenario, observation: Observation, hit: Tensor) -> Tens
     """What each user's miss waits for the backhaul or the edge link, as a share of the deadline, [*, U]."""
     request, attached = observation["request"], observation["attached"]
     payload = observation["input_bits"] + observation["output_bits"]
+    deadline = service.of_model(scenario.deadline, request)
 
     def shared(rate: float, misses: Tensor) -> Tensor:
-        return payload / (rate * scenario.deadline) * misses * misses.sum(-1, keepdim=True)
+        return payload / (rate * deadline) * misses * misses.sum(-1, keepdim=True)
 
     near = nearby_misses(scenario, hit, request, attached, observation.get("nearby", None))
     miss = attached & ~hit
@@ -89,16 +95,22 @@ class FlatFeatures:
         request = torch.nn.functional.one_hot(observation["request"], scenario.models)
         parts = [
             _log_gain(scenario, observation["gain"]),
-            _centred(observation["input_bits"], scenario.input_bits),
-            _centred(observation["output_bits"], scenario.output_bits),
+            *self._payloads(scenario, observation),
             request.flatten(-2),
             observation["cache"],
         ]
         return facts(scenario, observation) | {"features": torch.cat([part.float() for part in parts], -1)}
 
+    @staticmethod
+    def _payloads(scenario: Scenario, observation: Observation) -> list[Tensor]:
+        return [
+            _centred(observation[key], getattr(scenario, key), observation["request"])
+            for key in ("input_bits", "output_bits")
+        ]
+
     def _of_members(self, scenario: Scenario, observation: Observation) -> Tensor:
         attached, gain = observation["attached"], observation["gain"]
-        rows = [_centred(observation[f"{key}_bits"], getattr(scenario, f"{key}_bits")) for key in ("input", "output")]
+        rows = self._payloads(scenario, observation)
         if scenario.cells > 1:
             noise = scenario.noise_density * scenario.cell_bandwidth
             down = gain / (1 + observation["downlink_interference"] / noise)
@@ -134,16 +146,17 @@ class UserFeatures:
             *(observation[key] for key in ("gain", "input_bits", "output_bits")),
             *(observation.get(key, None) for key in ("uplink_interference", "downlink_interference")),
         )
-        link = link / scenario.deadline
-        backhaul = _backhaul(scenario, observation, hit)
         curve = service.profile(scenario, observation["request"])
+        link = link / curve.deadline
+        backhaul = _backhaul(scenario, observation, hit)
         full = curve.full_steps
-        slack = 1 - service.generation_delay(curve, full) / scenario.deadline - backhaul
+        slack = 1 - service.generation_delay(curve, full) / curve.deadline - backhaul
         if (handover := observation.get("handover", None)) is not None:
-            slack = slack - scenario.handover_delay / scenario.deadline * handover
+            slack = slack - scenario.handover_delay / curve.deadline * handover
         # With the square-root law b_u ~ sqrt(a_u), user u's access delay is sqrt(a_u) times this sum.
         load = (link.sqrt() * attached).sum(-1, keepdim=True).clamp_min(1e-9).log()
-        demand = (full * hit).sum(-1, keepdim=True) / scenario.step_budget
+        cost = full * service.of_model(scenario.step_cost, observation["request"])
+        demand = (cost * hit).sum(-1, keepdim=True) / scenario.step_budget
         columns = [
             hit,
             attached,
@@ -153,13 +166,13 @@ class UserFeatures:
             backhaul,
             demand.expand_as(link),
             (demand.clamp_min(1 / 64).log() / math.log(2)).expand_as(link),
-            full / scenario.step_budget * 5,
+            cost / scenario.step_budget * 5,
             curve.floor_steps / full,
-            curve.seconds_per_step * full / scenario.deadline,
+            curve.seconds_per_step * full / curve.deadline,
         ]
         return known | {"features": torch.stack([column.float() for column in columns], -1)}
 
     @classmethod
     def log_link(cls, features: Tensor) -> Tensor:
-        """log(a_u / deadline) [*, U] back from `features` [*, U, F]."""
+        """log(a_u / tau_u) [*, U] back from `features` [*, U, F]."""
         return 2 * features[..., cls.LINK] - 4

@@ -27,6 +27,7 @@ from lightning_t2drl.run import renamed
 from lightning_t2drl.run.choices import Nodes, file_choice, groups, no_such_choice, offered, primary
 from lightning_t2drl.run.overrides import parse, quote, read, split
 from lightning_t2drl.run.schemas import SCHEMAS
+from lightning_t2drl.system.catalogue import read_catalogue, refuse_both
 from lightning_t2drl.system.scenario_config import CONFIG_ROOT, PARTS
 
 PAIR = ("cacher", "allocator")
@@ -130,6 +131,7 @@ def compose(command: str, arguments: Sequence[str], say: Callable[[str], None] =
             saved = None if checkpoint is None else checkpoint[1][KEY]["config"].get("name")
             plain["name"] = _name(words, (plain, choices), run, saved)
         _exchange_targets(plain, words, run)
+    _fill_catalogue(plain, words, directories)
     _refuse_left_out(command, plain, words)
     exchanged = {s for s in PAIR if s in stored and (s not in its or plain[s].get(TARGET) != stored[s][TARGET])}
     config = typed(SCHEMAS[command], plain, "")
@@ -302,6 +304,14 @@ def _section(plain: Any, key: str) -> Any:
     for part in key.split("."):
         plain = plain.get(part) if isinstance(plain, dict) else None
     return plain
+
+
+def _fill_catalogue(plain: Plain, words: Sequence[Word], directories: Sequence[str]) -> None:
+    """Put what a named catalogue holds in the place of its name, so that the config is whole. Changes `plain`."""
+    env = plain.get("env")
+    if isinstance(env, dict):
+        env["catalogue"] = read_catalogue(env.get("catalogue"), [d for d in directories if "://" not in d])
+        refuse_both(env["catalogue"], [word.key.removeprefix("env.") for word in words if word.key.startswith("env.")])
 
 
 def _exchange_targets(plain: Plain, words: Sequence[Word], run: Callable[[Sequence[Word]], Result]) -> None:

@@ -142,7 +142,7 @@ def compare(
         "scenario": scenario.name,
         "episodes": episodes,
         "seed": seed,
-        "deadline": scenario.deadline,
+        "deadline": scenario.deadline if isinstance(scenario.deadline, float) else None,
         "schemes": {name: scheme},
         "references": beside,
     }

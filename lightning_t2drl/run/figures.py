@@ -102,7 +102,8 @@ def _delay_parts(results: dict[str, Any], path: Path) -> Path:
         seconds = [scheme[part]["mean"] for scheme in schemes.values()]
         axes.barh(names, seconds, left=left, color=color, label=DELAY_LABELS[part], height=0.6)
         left = [a + b for a, b in zip(left, seconds, strict=True)]
-    axes.axvline(results["deadline"], color="#333333", ls=":", lw=1, label="deadline")
+    if results["deadline"] is not None:  # services may have deadlines of their own
+        axes.axvline(results["deadline"], color="#333333", ls=":", lw=1, label="deadline")
     axes.invert_yaxis()
     axes.set_xlabel("mean delay of a request, s")
     axes.grid(axis="y", visible=False)

@@ -1,11 +1,13 @@
-"""What is reported of served slots: means over the users present."""
+"""What is reported of served slots: means over the users present, and over the requests of each service."""
 
 from __future__ import annotations
 
+import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
 from lightning_t2drl.system.scenario import Scenario
+from lightning_t2drl.system.service import of_model
 
 # A bandwidth share of 0 means an infinite delay; in means it counts as this many deadlines.
 DELAY_CAP = 10.0
@@ -15,25 +17,29 @@ MEANS = (
     ("hit_ratio", "hit"),
     ("violation_ratio", "violated"),
     ("quality", "quality"),
-    ("tv", "tv"),
 )
 DELAY_PARTS = ("access_delay", "generation_delay", "backhaul_delay")
+OF_SERVICE = (("hit_ratio", "hit"), ("violation_ratio", "violated"), ("quality", "quality"), ("metric", "metric"))
 
 
-def slot_metrics(scenario: Scenario, served: TensorDictBase, attached: Tensor) -> dict[str, Tensor]:
+def slot_metrics(
+    scenario: Scenario, served: TensorDictBase, attached: Tensor, request: Tensor | None = None
+) -> dict[str, Tensor]:
     """Means over the users present, one value per world.
 
     Args:
         served: what `serve` returned [N, B].
         attached: bool [N, B, U].
+        request: int64 [N, B, U]; only needed where services differ in their deadlines or weights.
 
     Returns:
-        [N] each: `utility`, `hit_ratio`, `violation_ratio`, `quality`, `tv`, `delay` and its parts (s), the paper's
-        `weighted_cost` alpha TV + (1 - alpha) D and, with several cells, `handover_ratio` (users taken over in the
-        slot) and, with an edge link, `nearby_ratio` (users served from another cell's model).
+        [N] each: `utility`, `hit_ratio`, `violation_ratio`, `quality`, `delay` and its parts (s) and, with several
+        cells, `handover_ratio` (users taken over in the slot) and, with an edge link, `nearby_ratio` (users served from
+        another cell's model). Where all services have one metric also the `metric` and the paper's `weighted_cost`
+        alpha metric + (1 - alpha) D.
     """
     users = attached.sum((-1, -2)).clamp_min(1)
-    cap = DELAY_CAP * scenario.deadline
+    deadline, alpha = (_of_user(value, request) for value in (scenario.deadline, scenario.alpha))
 
     def mean(value: Tensor) -> Tensor:
         return value.sum((-1, -2)) / users
@@ -42,7 +48,54 @@ def slot_metrics(scenario: Scenario, served: TensorDictBase, attached: Tensor) -
     for name, key in (("handover_ratio", "handover"), ("nearby_ratio", "nearby")):
         if (flags := served.get(key, None)) is not None:
             out[name] = mean(flags)
+    cap = DELAY_CAP * deadline
     for key in ("delay", *DELAY_PARTS):
-        out[key] = mean(served[key].clamp_max(cap))
-    out["weighted_cost"] = scenario.alpha * out["tv"] + (1 - scenario.alpha) * out["delay"]
+        out[key] = mean(_capped(served[key], cap))
+    if len(set(scenario.metrics)) == 1:
+        out["metric"] = mean(served["metric"])
+        if isinstance(alpha, Tensor):
+            out["weighted_cost"] = mean(alpha * served["metric"] + (1 - alpha) * _capped(served["delay"], cap))
+        else:
+            out["weighted_cost"] = alpha * out["metric"] + (1 - alpha) * out["delay"]
     return out
+
+
+def service_sums(
+    scenario: Scenario, served: TensorDictBase, attached: Tensor, request: Tensor
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """What becomes a mean over requests once a whole episode is summed: numerator and denominator, [N] each.
+
+    `wasted_steps` is the share of the hits with steps that bring no quality, as they do not exceed the service's floor.
+    Where there are several services also, by service, `hit_ratio`, `violation_ratio`, `quality`, `metric` and `delay`,
+    as `quality/text`.
+    """
+
+    def total(value: Tensor, where: Tensor) -> Tensor:
+        return (value * where).sum((-1, -2))
+
+    hit = served["hit"] & attached
+    granted = hit & (served["shares"][..., 1] > 0)
+    out = {"wasted_steps": (total(served["quality"] == 0, granted), hit.sum((-1, -2)).clamp_min(1))}
+    kinds = tuple(dict.fromkeys(scenario.services))
+    if len(kinds) == 1:
+        return out
+    kind = torch.tensor([kinds.index(service) for service in scenario.services], device=request.device)[request]
+    delay = _capped(served["delay"], DELAY_CAP * _of_user(scenario.deadline, request))
+    for number, name in enumerate(kinds):
+        mine = attached & (kind == number)
+        count = mine.sum((-1, -2))
+        out |= {f"{metric}/{name}": (total(served[key], mine), count) for metric, key in OF_SERVICE}
+        out[f"delay/{name}"] = (total(delay, mine), count)
+    return out
+
+
+def _of_user(value: float | Tensor, request: Tensor | None) -> float | Tensor:
+    if request is None:
+        if isinstance(value, Tensor):
+            raise ValueError("request: missing; services differ in what the metrics need")
+        return value
+    return of_model(value, request)
+
+
+def _capped(delay: Tensor, cap: float | Tensor) -> Tensor:
+    return torch.minimum(delay, cap) if isinstance(cap, Tensor) else delay.clamp_max(cap)

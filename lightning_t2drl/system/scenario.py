@@ -40,8 +40,8 @@ class Scenario:
     popularity_scope: str  # "shared": one popularity chain for all cells; "per_cell": one for each
     request_probability: Tensor  # p_j(m) [J, M]; [B, J, M] where each cell has rankings of its own
     popularity_observation: str  # what the cacher sees of the demand: "state", "probabilities" or "frequencies"
-    input_bits: tuple[float, float]  # range of d_in, bit
-    output_bits: tuple[float, float]  # range of d_out, bit
+    input_bits: tuple[float, float] | Tensor  # range of d_in, bit; where models differ [M, 2]
+    output_bits: tuple[float, float] | Tensor  # range of d_out, likewise
     bandwidth: float  # W, Hz, uplink and downlink alike; cells of one colour share all of their part of it
     reuse: int  # parts that the bandwidth is cut into, one for each colour
     colours: Tensor  # of the cells, int64 [B]; cells of one colour use one part and disturb each other
@@ -66,18 +66,23 @@ class Scenario:
     handover_delay: float  # what being taken over adds to a slot's delay, s
     backhaul_rate: float  # R_bh, bit/s, of each cell
     edge_link_rate: float | None  # R_edge between the cells, bit/s; None: there are no links
-    step_budget: float  # L, denoising steps per slot
+    step_budget: float  # L, what all steps of a slot may cost
+    step_cost: float | Tensor  # of a denoising step, in units of L; where models differ [M], as all that follow
     floor_steps: Tensor  # A1 [M]
     worst_metric: Tensor  # A2 [M]
     full_steps: Tensor  # A3 [M]
     best_metric: Tensor  # A4 [M]
+    knots: Tensor | None  # (steps, metric) of quality curves [M, K, 2], the last one repeated; None: A1 to A4 say all
     seconds_per_step: Tensor  # B1 [M]
     base_seconds: Tensor  # B2 [M], s
-    alpha: float
-    deadline: float  # tau, s
-    deadline_penalty: float  # chi
+    alpha: float | Tensor
+    deadline: float | Tensor  # tau, s
+    deadline_penalty: float | Tensor  # chi
     switch_cost: float  # utility per bit newly loaded
     parts: dict[str, dict[str, Any]]  # of `channel`, `fading`, `mobility` the class as `_target_`, and its keys
+    model_names: tuple[str, ...]
+    services: tuple[str, ...]  # which service each model is of
+    metrics: tuple[str, ...]  # what each model's metric is, with its unit
 
     @property
     def slots_per_episode(self) -> int:
@@ -172,15 +177,47 @@ class Scenario:
 
     @cached_property
     def payload_ranges(self) -> tuple[Tensor, Tensor]:
-        """Lower end and width of the ranges of d_in and d_out, bit [2, 1] each."""
-        low, high = torch.tensor([self.input_bits, self.output_bits], device=self.model_storage.device).unbind(-1)
+        """Lower end and width of the ranges of d_in and d_out, bit [2, 1] each; where models differ [2, M]."""
+        ranges = (self.input_bits, self.output_bits)
+        if any(isinstance(value, Tensor) for value in ranges):
+            both = torch.stack([value if isinstance(value, Tensor) else self._every(value) for value in ranges])
+            return both[..., 0], both[..., 1] - both[..., 0]
+        low, high = torch.tensor(ranges, device=self.model_storage.device).unbind(-1)
         return low.unsqueeze(-1), (high - low).unsqueeze(-1)
+
+    def _every(self, value: tuple[float, float]) -> Tensor:
+        """A range that all models share, [M, 2]."""
+        return torch.tensor(value, device=self.model_storage.device).expand(self.models, 2)
+
+    @cached_property
+    def budget_steps(self) -> float | Tensor:
+        """How many steps the whole budget buys, L / cost; where models differ [M]."""
+        return self.step_budget / self.step_cost
 
     @cached_property
     def service_table(self) -> Tensor:
         """A1, A2, A3, A4, B1, B2 side by side [M, 6], so that one gather fetches a model's profile."""
         curves = (self.floor_steps, self.worst_metric, self.full_steps, self.best_metric)
         return torch.stack((*curves, self.seconds_per_step, self.base_seconds), -1)
+
+    @cached_property
+    def curve_pieces(self) -> Tensor | None:
+        """The linear pieces of the quality curves, [M, P, 3]: first step, score there, steps per unit of score.
+
+        As a curve is concave from A1 on, its score is the least of its pieces, cut to [0, 1]. Where a model has fewer
+        pieces than others, a last one stays at 1. None where all curves are one piece, from A1 to A3.
+        """
+        if self.knots is None:
+            return None
+        worst, best = self.worst_metric.unsqueeze(-1), self.best_metric.unsqueeze(-1)
+        steps, score = self.knots[..., 0], (self.knots[..., 1] - worst) / (best - worst)
+        rise = steps.diff() / score.diff()
+        return torch.stack((steps[:, :-1], score[:, :-1], torch.where(steps.diff() > 0, rise, torch.inf)), -1)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The services there are, each once."""
+        return tuple(dict.fromkeys(self.services))
 
     def to(self, device: torch.device | str) -> Scenario:
         """The same scenario with its tensors on `device`."""
@@ -201,7 +238,7 @@ class Scenario:
         return isinstance(other, Scenario) and self.as_dict() == other.as_dict()
 
     def __hash__(self) -> int:
-        return hash((self.name, self.users, self.models, self.alpha, self.storage_capacity))
+        return hash((self.name, self.users, self.models, self.storage_capacity))
 
 
 def _cumulative(probability: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,18 @@ from yaml import YAMLError
 from lightning_t2drl.checks import one_of
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.registry import class_of, typed
+from lightning_t2drl.system.catalogue import (
+    BITS_PER_GB,
+    BITS_PER_MB,
+    CONFIG_ROOT,
+    catalogue_fields,
+    models_of,
+    read_catalogue,
+    refuse_both,
+)
 from lightning_t2drl.system.cells import reuse_colours, station_sites
 from lightning_t2drl.system.scenario import Scenario
 
-BITS_PER_MB = 8e6
-BITS_PER_GB = 8e9
 OBSERVATIONS = ("state", "probabilities", "frequencies")
 PARTS = {  # groups of choices within `env`, and the class of each that is taken where nothing is said
     "channel": "lightning_t2drl.system.channels.macro.MacroChannel",
@@ -30,17 +36,6 @@ PARTS = {  # groups of choices within `env`, and the class of each that is taken
     "mobility": "lightning_t2drl.system.mobilities.gauss_markov.GaussMarkovMobility",
 }
 LARGEST_SI = 1e30  # of any override in SI units; what is allowed is checked by config key
-
-
-def config_root() -> Path:
-    """The shipped configs: `configs/` of a clone, `lightning_t2drl/configs` of an installed package."""
-    spec = find_spec("lightning_t2drl.configs")
-    if spec is None or spec.origin is None:
-        raise UserError("lightning_t2drl.configs: not installed; run pip install . in the project's directory")
-    return Path(spec.origin).parent
-
-
-CONFIG_ROOT = config_root()
 
 
 @dataclass
@@ -104,6 +99,7 @@ class ScenarioConfig:
     channel: Any = field(default_factory=lambda: {"_target_": PARTS["channel"]})
     fading: Any = field(default_factory=lambda: {"_target_": PARTS["fading"]})
     mobility: Any = field(default_factory=lambda: {"_target_": PARTS["mobility"]})
+    catalogue: Any = None
     service: ServiceConfig = field(default_factory=ServiceConfig)
     alpha: float = 0.5
     deadline: float = 60.0
@@ -146,6 +142,7 @@ def load_scenario(name: str = "paper", **overrides: Any) -> Scenario:
     content = OmegaConf.to_container(_load_env_file(_env_file(str(name))), resolve=True)
     assert isinstance(content, dict)
     values: dict[str, Any] = {str(key): value for key, value in content.items() if key != "num_envs"}
+    said: list[str] = []
     for name_given, given in overrides.items():
         key, value = _in_config_units(name_given, given.tolist() if isinstance(given, Tensor) else given)
         if key in ServiceConfig.__dataclass_fields__:
@@ -154,8 +151,11 @@ def load_scenario(name: str = "paper", **overrides: Any) -> Scenario:
             value = _part_file(key, value)
         elif key in PARTS and isinstance(value, Mapping) and "_target_" in value:
             values.pop(key, None)
-        both = isinstance(value, Mapping) and isinstance(values.get(key), Mapping)
+        both = isinstance(value, Mapping) and isinstance(values.get(key), Mapping) and key != "catalogue"
         values[key] = {**values[key], **value} if both else value
+        said.append(key)
+    values["catalogue"] = read_catalogue(values.get("catalogue"))
+    refuse_both(values["catalogue"], said)
     return build_scenario(typed(ScenarioConfig, values, "env"))
 
 
@@ -255,12 +255,17 @@ def build_scenario(config: ScenarioConfig) -> Scenario:
         users=(1, 10**5),
         ranking_seed=(0, 2**63 - 1),
     )
-    models = check.vector("model_storage_gb", minimum=0.0, exclusive=True)
+    catalogue = None if config.catalogue is None else models_of(config.catalogue)
+    if catalogue is None:
+        storage = check.vector("model_storage_gb", minimum=0.0, exclusive=True)
+    else:
+        storage = [float(model.storage_gb or 0.0) for model in catalogue]
     check.scalar("storage_capacity_gb", minimum=0.0, exclusive=True)
-    if min(models) > config.storage_capacity_gb:
+    if min(storage) > config.storage_capacity_gb:
+        what = "env.model_storage_gb" if catalogue is None else "env.catalogue"
         raise UserError(
-            f"env.storage_capacity_gb: {config.storage_capacity_gb} holds no model; the smallest of "
-            f"env.model_storage_gb takes {min(models)}"
+            f"env.storage_capacity_gb: {config.storage_capacity_gb} holds no model; the smallest of {what} takes "
+            f"{min(storage)}"
         )
     skewness = check.vector("zipf_skewness", minimum=0.0, maximum=50.0)
     transition = check.transition_matrix("popularity_transition", len(skewness))
@@ -294,7 +299,7 @@ def build_scenario(config: ScenarioConfig) -> Scenario:
     slot_duration = config.deadline if config.slot_duration is None else config.slot_duration
     if not (0 <= slot_duration <= 1e9):
         raise UserError(f"env.slot_duration: {slot_duration} s is not a finite time of 0 or more")
-    service = check.service(len(models))
+    services = _plain_lists(check, storage) if catalogue is None else catalogue_fields(catalogue, config)
     sites = check.sites()
     own_rankings = config.popularity_scope == "per_cell" and config.ranking == "shuffled"
 
@@ -304,20 +309,17 @@ def build_scenario(config: ScenarioConfig) -> Scenario:
         slots_per_frame=config.slots_per_frame,
         cells=config.cells,
         users=config.users,
-        models=len(models),
+        models=len(storage),
         popularity_states=len(skewness),
         storage_capacity=config.storage_capacity_gb * BITS_PER_GB,
-        model_storage=torch.tensor(models, dtype=torch.float64) * BITS_PER_GB,
         zipf_skewness=torch.tensor(skewness),
         popularity_transition=torch.tensor(transition),
         popularity_change_every=change_every,
         popularity_scope=config.popularity_scope,
         request_probability=_request_probability(
-            skewness, len(models), config.ranking, config.ranking_seed, config.cells if own_rankings else None
+            skewness, len(storage), config.ranking, config.ranking_seed, config.cells if own_rankings else None
         ),
         popularity_observation=config.popularity_observation,
-        input_bits=(config.input_mb[0] * BITS_PER_MB, config.input_mb[1] * BITS_PER_MB),
-        output_bits=(config.output_mb[0] * BITS_PER_MB, config.output_mb[1] * BITS_PER_MB),
         bandwidth=config.bandwidth_mhz * 1e6,
         reuse=config.reuse,
         colours=reuse_colours(config.cells, config.reuse, spiral=sites is None),
@@ -343,12 +345,9 @@ def build_scenario(config: ScenarioConfig) -> Scenario:
         backhaul_rate=config.backhaul_mbps * 1e6,
         edge_link_rate=None if config.edge_link_mbps is None else config.edge_link_mbps * 1e6,
         step_budget=config.step_budget,
-        alpha=config.alpha,
-        deadline=config.deadline,
-        deadline_penalty=config.deadline_penalty,
         switch_cost=config.switch_cost_per_gb / BITS_PER_GB,
         parts={name: check.part(name) for name in PARTS},
-        **service,
+        **services,
     )
     _build_parts(scenario)
     return scenario
@@ -361,6 +360,25 @@ def _build_parts(scenario: Scenario) -> None:
     slots, episode = scenario.recorded_slots, scenario.slots_per_episode
     if slots is not None and slots < episode:
         raise UserError(f"env.frames_per_episode: an episode takes {episode} slots, what is recorded lasts {slots}")
+
+
+def _plain_lists(check: _Check, storage: list[float]) -> dict[str, Any]:
+    """The fields of `Scenario` that a catalogue would set, of models of one kind by the env's own keys."""
+    config, models = check.config, len(storage)
+    return {
+        "model_storage": torch.tensor(storage, dtype=torch.float64) * BITS_PER_GB,
+        "knots": None,
+        "step_cost": 1.0,
+        "input_bits": (config.input_mb[0] * BITS_PER_MB, config.input_mb[1] * BITS_PER_MB),
+        "output_bits": (config.output_mb[0] * BITS_PER_MB, config.output_mb[1] * BITS_PER_MB),
+        "alpha": config.alpha,
+        "deadline": config.deadline,
+        "deadline_penalty": config.deadline_penalty,
+        "model_names": tuple(str(model) for model in range(models)),
+        "services": ("image",) * models,
+        "metrics": ("metric",) * models,
+        **check.service(models),
+    }
 
 
 def _watts(dbm: float) -> float:

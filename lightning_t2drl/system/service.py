@@ -1,4 +1,4 @@
-"""Quality and delay of a service by its denoising steps: the fitted curves (docs/concepts/system.md)."""
+"""Quality, delay and worth of a service by its denoising steps: the fitted curves (docs/concepts/system.md)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from torch import Tensor
 
 from lightning_t2drl.system.scenario import Scenario
 
+Value = float | Tensor  # one number for all models, or a tensor where they differ
+
 
 class Profile(NamedTuple):
-    """Each request's quality and delay curve, [*] by parameter."""
+    """Each request's service, [*] by parameter; numbers where all services have the same."""
 
     floor_steps: Tensor  # A1
     worst_metric: Tensor  # A2
@@ -19,23 +21,57 @@ class Profile(NamedTuple):
     best_metric: Tensor  # A4
     seconds_per_step: Tensor  # B1
     base_seconds: Tensor  # B2
+    pieces: Tensor | None  # of the quality curve [*, P, 3], see `Scenario.curve_pieces`
+    alpha: Value
+    deadline: Value  # tau, s
+    penalty: Value  # chi
+
+
+def of_model(value: Value, model: Tensor) -> Value:
+    """What models, int64 [*], have of a quantity: the one number, or [*] from one per model [M]."""
+    return value[model] if isinstance(value, Tensor) else value
 
 
 def profile(scenario: Scenario, model: Tensor) -> Profile:
     """The profiles of models, int64 [*]."""
-    return Profile(*torch.nn.functional.embedding(model, scenario.service_table).unbind(-1))
+    table, pieces = scenario.service_table, scenario.curve_pieces
+    return Profile(
+        *torch.nn.functional.embedding(model, table).unbind(-1),
+        None if pieces is None else pieces[model],
+        *(of_model(value, model) for value in (scenario.alpha, scenario.deadline, scenario.deadline_penalty)),
+    )
+
+
+def steps_of(scenario: Scenario, model: Tensor, share: Tensor) -> Tensor:
+    """The steps x = xi L / cost that shares of the budget buy, [*] like the models that they are for."""
+    return share * of_model(scenario.budget_steps, model)
 
 
 def quality_score(curve: Profile, steps: Tensor) -> Tensor:
-    """Q = (TV(x) - A2) / (A4 - A2) in [0, 1]: 0 up to A1 steps, 1 from A3 on, linear between; [*]."""
-    return ((steps - curve.floor_steps) / (curve.full_steps - curve.floor_steps)).clamp(0.0, 1.0)
+    """Score q of the metric in [0, 1]: 0 up to A1 steps, 1 from A3 on, piecewise linear and concave between; [*]."""
+    if curve.pieces is None:
+        return ((steps - curve.floor_steps) / (curve.full_steps - curve.floor_steps)).clamp(0.0, 1.0)
+    start, score, rise = curve.pieces.unbind(-1)
+    return (score + (steps.unsqueeze(-1) - start) / rise).amin(-1).clamp(0.0, 1.0)
 
 
 def raw_metric(curve: Profile, quality: Tensor) -> Tensor:
-    """TV(x) of the paper (or another service's own metric) from its quality score; [*]."""
+    """The service's own metric, such as the paper's TV, from its quality score; [*]."""
     return torch.lerp(curve.worst_metric, curve.best_metric, quality)
 
 
 def generation_delay(curve: Profile, steps: Tensor) -> Tensor:
     """D_gen(x) = B1 x + B2 in s; [*]."""
     return curve.seconds_per_step * steps + curve.base_seconds
+
+
+def utility(curve: Profile, quality: Tensor, latency: Tensor, violated: Tensor) -> Tensor:
+    """Alpha q + (1 - alpha) l - chi [violated]; [*]."""
+    out = curve.alpha * quality
+    if isinstance(curve.alpha, Tensor):
+        out = out + (1 - curve.alpha) * latency
+    else:
+        out = out.add(latency, alpha=1 - curve.alpha)
+    if isinstance(curve.penalty, Tensor):
+        return out - curve.penalty * violated
+    return out.add_(violated, alpha=-curve.penalty)

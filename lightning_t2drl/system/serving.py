@@ -83,7 +83,7 @@ def serve(
         gain: linear power gain to the station [*, U].
         cache: which models the cell holds, bool [*, M].
         bandwidth: share b_u of the cell's bandwidth [*, U], 0 to 1.
-        steps: denoising steps xi_u L granted to hits [*, U]; ignored for misses.
+        steps: denoising steps xi_u L / cost granted to hits [*, U], see `service.steps_of`; ignored for misses.
         attached: users of this cell, bool [*, U]; all when left out. Every output of another user is 0.
         uplink_interference, downlink_interference: what other cells add to the noise at the station, W [*], and at
             the users, W [*, U]; nothing when left out.
@@ -93,8 +93,9 @@ def serve(
 
     Returns:
         A TensorDict of batch size [*] with, per user [*, U]: `hit`, `access_delay`, `generation_delay`,
-        `backhaul_delay`, `delay` (s), `tv` (the service's own metric), `quality` (q), `latency` (l), `violated`
-        (delay > deadline) and `utility` = alpha q + (1 - alpha) l - chi [violated]. A share of 0 gives an
+        `backhaul_delay`, `delay` (s), `metric` (the service's own), `quality` (q), `latency` (l), `violated`
+        (delay > deadline) and `utility` = alpha q + (1 - alpha) l - chi [violated], by the service's own values.
+        `tv` is `metric` by its former name, for one release. A share of 0 gives an
         infinite access delay, whose latency score is -1. With `handover` and `nearby` also these, per user.
     """
     hit = hits(cache, request)
@@ -109,26 +110,24 @@ def serve(
     delay = access + generation + backhaul
     if handover is not None:
         delay = delay + scenario.handover_delay * handover
-    violated = delay > scenario.deadline
-    latency = torch.rsub(delay / scenario.deadline, 1).clamp_min_(-1.0)
-    utility = (scenario.alpha * quality).add(latency, alpha=1 - scenario.alpha)
-    utility = utility.add_(violated, alpha=-scenario.deadline_penalty)
+    violated = delay > curve.deadline
+    latency = torch.rsub(delay / curve.deadline, 1).clamp_min_(-1.0)
     out = {
         "hit": hit,
         "access_delay": access,
         "generation_delay": generation,
         "backhaul_delay": backhaul,
         "delay": delay,
-        "tv": service.raw_metric(curve, quality),
+        "metric": service.raw_metric(curve, quality),
         "quality": quality,
         "latency": latency,
         "violated": violated,
-        "utility": utility,
+        "utility": service.utility(curve, quality, latency, violated),
     }
     out |= {key: value for key, value in (("handover", handover), ("nearby", near)) if value is not None}
     if attached is not None:
         out = {key: torch.where(attached, value, torch.zeros_like(value)) for key, value in out.items()}
-    return TensorDict(out, batch_size=request.shape[:-1], device=request.device)
+    return TensorDict(out | {"tv": out["metric"]}, batch_size=request.shape[:-1], device=request.device)
 
 
 def cell_mean(value: Tensor, attached: Tensor | None) -> Tensor:

@@ -138,6 +138,11 @@ def _time(state: State) -> Tensor:
     return state["origin"] + state["slot"] if "origin" in state else state["slot"]
 
 
+def of_request(value: Tensor, request: Tensor) -> Tensor:
+    """What requests [N, U] have of two quantities per model [2, M]: [N, 2, U]; [2, 1] is the same for all."""
+    return value if value.shape[-1] == 1 else value[:, request].transpose(0, 1)
+
+
 def new_slot(scenario: Scenario, state: State, noise: Noise, moved: Tensor | None = None) -> State:
     """One slot's demand and links as each cell sees them.
 
@@ -181,7 +186,7 @@ def new_slot(scenario: Scenario, state: State, noise: Noise, moved: Tensor | Non
     else:  # who is absent asks for nothing: what stands there is seen by no cell
         own = demand.gather(1, out["serving"].clamp_min(0))
         request = inverse_cdf(scenario.request_cdf[own], ask.unsqueeze(-1)).squeeze(-1)
-    least, spread = scenario.payload_ranges
+    least, spread = (of_request(value, request) for value in scenario.payload_ranges)
     input_bits, output_bits = torch.addcmul(least, sizes, spread).unbind(1)
     per_user = {"request": request, "input_bits": input_bits, "output_bits": output_bits}
     return {key: value.unsqueeze(1).expand(shape) for key, value in per_user.items()} | out

@@ -38,7 +38,7 @@ def test_agrees_with_the_reference_cases(case):
 def reference(s, request, d_in, d_out, gain, cache, bandwidth, steps):
     """The specification, one user at a time, in Python floats."""
     misses = sum(not cache[m] for m in request)
-    out = {key: [] for key in ("hit", "access_delay", "generation_delay", "backhaul_delay", "delay", "tv", "quality",
+    out = {key: [] for key in ("hit", "access_delay", "generation_delay", "backhaul_delay", "delay", "metric", "quality",
                                "latency", "violated", "utility")}  # fmt: skip
     for u, m in enumerate(request):
         snr = gain[u] / (s.noise_density * s.bandwidth)
@@ -130,7 +130,7 @@ def test_profiles_belong_to_models_and_metrics_may_be_better_when_higher():
     scenario = load_scenario("paper", model_storage_gb=[1.0, 1.0], service=service)
     served = one(scenario, cache=[True, True], steps=[25.0, 25.0])
     assert served["quality"].tolist() == pytest.approx([0.25, 0.5])
-    assert served["tv"].tolist() == pytest.approx([89.5, 0.55])
+    assert served["metric"].tolist() == pytest.approx([89.5, 0.55])
     assert served["generation_delay"].tolist() == pytest.approx([3.5, 13.0])
 
 

@@ -63,7 +63,9 @@ class _Search:
         if len(rows):
             count = None if self.count is None else self.count[rows]
             scarce = _Search(self.users.rows(rows), self.split, count)
-            high = (scarce.users.alpha / (scarce.users.full - scarce.users.floor)).amax(-1, keepdim=True)
+            high = (scarce.users.alpha / scarce.users.rise[..., 0]).amax(
+                -1, keepdim=True
+            )  # the first piece is steepest
             low = _minimise(scarce.at_step_price, 1e-4 * high, high, 6)[0]
             scarce.at_step_price(low)
             self.table[rows] = torch.minimum(self.table[rows], scarce.table)
@@ -78,7 +80,9 @@ class _Search:
             return value, 1 - self.plan.bandwidth.sum(-1, keepdim=True)
 
         # Beyond `high` a share of 1 / U costs more than it can ever bring, so all shares sum to less than 1.
-        high = torch.full_like(step_price, self.users.link.shape[-1] * (2 + self.users.penalty))
+        penalty = self.users.penalty
+        most = penalty.amax(-1, keepdim=True) if isinstance(penalty, Tensor) else penalty
+        high = torch.ones_like(step_price) * (self.users.link.shape[-1] * (2 + most))
         price = _minimise(phi, 1e-6 * high, high, 9)[1]
         value = self.evaluate(price, step_price)
         return value, self.users.budget - self.plan.steps.sum(-1, keepdim=True)

@@ -41,9 +41,18 @@ def _fill(users: Users, x: Tensor, mode: Tensor, rounds: int = 8) -> tuple[Tenso
     return b, torch.where(possible.squeeze(-1), users.utility(x, b).sum(-1), -torch.inf)
 
 
-def _within_budget(users: Users, x: Tensor) -> Tensor:
-    """Grant the steps asked for, users with the fastest link first, until the budget is used up; [n, U]."""
-    order = users.link.masked_fill(x == 0, torch.inf).argsort(-1)
+def _orders(users: Users) -> list[Tensor]:
+    """Keys by which users are granted steps, the least first: the fastest link; where services differ also the cheapest
+    full quality, and the most of it per step.
+    """
+    if users.alike:
+        return [users.link]
+    return [users.link, users.full, users.full / users.alpha]
+
+
+def _within_budget(users: Users, x: Tensor, key: Tensor) -> Tensor:
+    """Grant the steps asked for, users of the least key first, until the budget is used up; [n, U]."""
+    order = key.masked_fill(x == 0, torch.inf).argsort(-1)
     asked = x.gather(-1, order)
     before = asked.cumsum(-1) - asked
     granted = torch.minimum(asked, (users.budget - before).clamp_min(0.0))
@@ -58,14 +67,16 @@ def primal(users: Users, plans: list[Plan], bound: Tensor, rounds: int) -> tuple
     """
     late = Plan(users.link, torch.zeros_like(users.link), torch.full_like(plans[0].mode, LATE))  # always possible
     best, best_value = late, torch.full_like(bound, -torch.inf)
+    orders = _orders(users)
     for plan in (late, *plans):
         # A plan may meet the deadline exactly with all of the bandwidth; it must stay feasible with slightly less.
         shares = plan.bandwidth * (1 - 2 * BANDWIDTH_SLACK) / plan.bandwidth.sum(-1, keepdim=True).clamp_min(1.0)
         x = torch.where(plan.mode == ON_TIME, torch.minimum(plan.steps, users.steps_in_time(shares)), plan.steps)
-        x = _within_budget(users, x)
-        b, value = _fill(users, x, plan.mode)
-        best = choose(value > best_value, Plan(b, x, plan.mode), best)
-        best_value = torch.maximum(value, best_value)
+        for key in orders:
+            granted = _within_budget(users, x, key)
+            b, value = _fill(users, granted, plan.mode)
+            best = choose(value > best_value, Plan(b, granted, plan.mode), best)
+            best_value = torch.maximum(value, best_value)
     for _ in range(rounds):
         rows = (best_value < bound - CLOSE * users.attached.sum(-1)).nonzero().squeeze(-1)
         if len(rows) == 0:
@@ -77,13 +88,16 @@ def primal(users: Users, plans: list[Plan], bound: Tensor, rounds: int) -> tuple
 
 
 def _change_one(users: Users, plan: Plan, value: Tensor) -> tuple[Plan, Tensor]:
-    """The plan after the best change of one user's regime and steps (none, or all it can have), and its value [n]."""
+    """The plan after the best change of one user's regime and steps, and its value [n].
+
+    The steps tried are none, all it can have, and those where its quality curve bends.
+    """
     count = users.link.shape[-1]
     me = torch.eye(count, dtype=torch.bool, device=value.device).unsqueeze(1)  # [U, 1, U]: whose plan changes
     spare = (users.budget - (plan.steps.sum(-1, keepdim=True) - plan.steps)).clamp_min(0.0)
-    most = torch.minimum(users.full, spare) * users.hit
+    knots = (users.full, torch.zeros_like(users.full), *users.start.unbind(-1)[1:])
     best, best_value = plan, value
-    for steps in (most, torch.zeros_like(most)):
+    for steps in (torch.minimum(knot, spare) * users.hit for knot in knots):
         x = torch.where(me, steps, plan.steps)
         for regime in (STARVED, LATE, ON_TIME):
             mode = torch.where(me, regime, plan.mode)

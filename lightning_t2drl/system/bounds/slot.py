@@ -37,6 +37,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from lightning_t2drl.system import service
 from lightning_t2drl.system.bounds.dual import dual
 from lightning_t2drl.system.bounds.primal import primal
 from lightning_t2drl.system.bounds.users import (
@@ -108,7 +109,8 @@ def slot_bound(
         given["uplink_interference"] = uplink_interference.expand(batch).reshape(-1)
     users = users_of(scenario, **given)
     bound, plan = _solve_slots(users, rounds, counts)
-    b, x = plan.bandwidth.float(), plan.steps.float()
+    cost = service.of_model(scenario.step_cost, given["request"])
+    b, x = plan.bandwidth.float(), (plan.steps / cost).float()
     served = serve(scenario, **given, bandwidth=b, steps=x)
     achieved = cell_mean(served["utility"], given["attached"])
     bound = (bound / given["attached"].sum(-1).clamp_min(1) + 1e-7).float()

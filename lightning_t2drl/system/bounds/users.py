@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from lightning_t2drl.system import service
 from lightning_t2drl.system.channel import access_time
 from lightning_t2drl.system.scenario import Scenario
+from lightning_t2drl.system.service import Value
 from lightning_t2drl.system.serving import backhaul_delay, hits, nearby_misses
 
 # `serve` works in float32. The bound counts delays slightly over the deadline as met and is rounded up; allocations
@@ -28,13 +30,16 @@ class Plan(NamedTuple):
     """What the users of n slots get, [n, U] each."""
 
     bandwidth: Tensor
-    steps: Tensor
+    steps: Tensor  # in units of the budget
     mode: Tensor  # STARVED, LATE or ON_TIME
 
 
 @dataclass
 class Users:
-    """The inner problem's data per user, float64 [n, U]."""
+    """The inner problem's data per user, float64 [n, U]; numbers where all services have the same.
+
+    Steps x are counted in units of the budget: A1, A3 and B1 are those of a service's steps, times or over their cost.
+    """
 
     link: Tensor  # a_u, s
     fixed: Tensor  # delay beyond access at 0 steps (hit), or altogether (miss), s
@@ -42,12 +47,15 @@ class Users:
     attached: Tensor
     floor: Tensor  # A1
     full: Tensor  # A3
+    start: Tensor  # where each linear piece of the quality curve begins, [n, U, P]; the first at A1
+    score: Tensor  # the quality there, likewise
+    rise: Tensor  # steps per unit of quality on it; falling, so that quality is the least of the pieces
     per_step: Tensor  # B1, s
-    alpha: float
-    deadline: float  # s
-    penalty: float
+    alpha: Value
+    deadline: Value  # s
+    penalty: Value
     budget: float  # L
-    in_time: float  # what counts as meeting the deadline, s
+    in_time: Value  # what counts as meeting the deadline, s
 
     @property
     def weight(self) -> Tensor:
@@ -55,12 +63,15 @@ class Users:
         return (1 - self.alpha) * self.link / self.deadline
 
     @property
-    def most(self) -> Tensor:
-        """The most steps of use to a hit."""
-        return self.full.clamp_max(self.budget)
+    def alike(self) -> bool:
+        """Whether all services are of one kind, by what tells them apart here."""
+        same = self.start.shape[-1] == 1 and bool((self.full == self.full[:1, :1]).all())
+        return same and not any(isinstance(value, Tensor) for value in (self.alpha, self.deadline, self.penalty))
 
     def quality(self, x: Tensor) -> Tensor:
-        return torch.where(self.hit, ((x - self.floor) / (self.full - self.floor)).clamp(0, 1), 1.0)
+        lines = zip(*(part.unbind(-1) for part in (self.start, self.score, self.rise)), strict=True)
+        least = reduce(torch.minimum, [score + (x - start) / rise for start, score, rise in lines])
+        return torch.where(self.hit, least.clamp(0, 1), 1.0)
 
     def rest(self, x: Tensor) -> Tensor:
         """Delay beyond access, s."""
@@ -91,26 +102,30 @@ class Users:
     def respond(self, price: Tensor, step_price: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Each user's best (b, x) at the prices lambda, mu [n, 1] under each option; see the module's docstring.
 
+        An active user's is the best over the pieces of its quality curve.
+
         Returns:
             Value net of prices, bandwidth share and steps, each [6, n, U], see `BY_ACTIVITY`. The value of what cannot
             be is -inf.
         """
-        quality_slope = self.alpha / (self.full - self.floor) - step_price
+        start, rise = self.start.movedim(-1, 0), self.rise.movedim(-1, 0)  # [P, n, U]
+        most = torch.cat((start[1:], self.full.unsqueeze(0))).clamp_max(self.budget)
+        quality_slope = self.alpha / rise - step_price
         slope = quality_slope - (1 - self.alpha) * self.per_step / self.deadline
         per_step = self.per_step.clamp_min(TINY)
         spare = self.in_time - self.fixed
         bent = (spare - (price * self.link * per_step / quality_slope.clamp_min(TINY)).sqrt()) / per_step
-        bent = torch.maximum(torch.where(slope > 0, bent, self.floor), self.floor)
+        bent = torch.maximum(torch.where(slope > 0, bent, start), start)
         reach = self.steps_in_time(torch.ones_like(spare))
-        most = self.most
         active = torch.stack(
             (
-                torch.where(quality_slope > 0, most, self.floor),
-                torch.where(slope > 0, most, self.floor),
+                torch.where(quality_slope > 0, most, start),
+                torch.where(slope > 0, most, start),
                 torch.minimum(torch.minimum(bent, most), reach),
-            )
+            ),
+            1,
         )
-        x = torch.stack((torch.zeros_like(active), active))  # [2, modes, n, U]
+        x = torch.cat((torch.zeros_like(active[:1]), active))  # [1 + P, modes, n, U]
         wish = (self.weight / price).sqrt().clamp_max(1.0)
         least = self.least_share(x[:, ON_TIME])
         b = torch.stack((torch.zeros_like(x[:, STARVED]), wish.expand_as(least), torch.maximum(wish, least)), 1)
@@ -120,8 +135,12 @@ class Users:
         latency[:, :ON_TIME] -= self.penalty
         value = self.alpha * self.quality(x) + latency - price * b - step_price * x
         value[:, ON_TIME].masked_fill_(least > 1 + 1e-9, -torch.inf)  # the tolerance forgives rounding
-        value[1].masked_fill_(~self.hit | (most <= self.floor), -torch.inf)
+        value[1:].masked_fill_((~self.hit | (most <= start)).unsqueeze(1), -torch.inf)
         value = torch.where(self.attached, value, 0.0)
+        if len(value) > 2:
+            value[1:2], piece = value[1:].max(0, keepdim=True)
+            b[1:2], x[1:2] = b[1:].gather(0, piece), x[1:].gather(0, piece)
+        value, b, x = value[:2], b[:2], x[:2]
         return value.flatten(0, 1), (b * self.attached).flatten(0, 1), (x * self.hit).flatten(0, 1)
 
 
@@ -146,22 +165,37 @@ def users_of(
         waits = waits + scenario.handover_delay * handover
     link = access_time(scenario, gain, input_bits, output_bits, uplink_interference, downlink_interference)
     curve = service.profile(scenario, request)
-    full = curve.full_steps.double()
-    beyond = service.generation_delay(curve, torch.where(hit, 0.0, full))
+    cost = _double(service.of_model(scenario.step_cost, request))
+    floor, full = curve.floor_steps.double() * cost, curve.full_steps.double() * cost
+    beyond = service.generation_delay(curve, torch.where(hit, 0.0, curve.full_steps.double()))
+    if curve.pieces is None:
+        start, score, rise = floor.unsqueeze(-1), torch.zeros_like(floor).unsqueeze(-1), (full - floor).unsqueeze(-1)
+    else:
+        start, score, rise = curve.pieces.double().unbind(-1)
+        by_cost = cost.unsqueeze(-1) if isinstance(cost, Tensor) else cost
+        start, rise = start * by_cost, rise * by_cost
+    deadline = _double(curve.deadline)
     return Users(
         link=link.double(),
         fixed=beyond.double() + waits,
         hit=hit,
         attached=attached,
-        floor=curve.floor_steps.double(),
+        floor=floor,
         full=full,
-        per_step=curve.seconds_per_step.double(),
-        alpha=scenario.alpha,
-        deadline=scenario.deadline,
-        penalty=scenario.deadline_penalty,
+        start=start,
+        score=score,
+        rise=rise,
+        per_step=curve.seconds_per_step.double() / cost,
+        alpha=_double(curve.alpha),
+        deadline=deadline,
+        penalty=_double(curve.penalty),
         budget=scenario.step_budget,
-        in_time=scenario.deadline * (1 + BOUND_LENIENCE),
+        in_time=deadline * (1 + BOUND_LENIENCE),
     )
+
+
+def _double(value: Value) -> Value:
+    return value.double() if isinstance(value, Tensor) else value
 
 
 def put(plan: Plan, rows: Tensor, part: Plan) -> Plan:
