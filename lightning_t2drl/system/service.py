@@ -35,11 +35,11 @@ def of_model(value: Value, model: Tensor) -> Value:
 def profile(scenario: Scenario, model: Tensor) -> Profile:
     """The profiles of models, int64 [*]."""
     table, pieces = scenario.service_table, scenario.curve_pieces
-    return Profile(
+    return Profile._make((
         *torch.nn.functional.embedding(model, table).unbind(-1),
         None if pieces is None else pieces[model],
         *(of_model(value, model) for value in (scenario.alpha, scenario.deadline, scenario.deadline_penalty)),
-    )
+    ))  # fmt: skip
 
 
 def steps_of(scenario: Scenario, model: Tensor, share: Tensor) -> Tensor:
