@@ -28,6 +28,7 @@ COMMANDS = {
     "benchmark": schemas.BenchmarkConfig,
     "export": schemas.ExportConfig,
     "compare": schemas.CompareConfig,
+    "calibrate": schemas.CalibrateConfig,
 }
 GROUPS = {  # of choices, with what they are and the schema of all their files; None: each file names its class
     "experiment": ("What is trained: a scheme and how long.", None),

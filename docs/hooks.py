@@ -34,6 +34,7 @@ API = {
     "callbacks": "Lightning callbacks of a run.",
     "run": "One run from a checked config: schemas, training, evaluation, tables, figures.",
     "suite": "Suites of runs and their statistics.",
+    "calibrate": "Quality and seconds of real generative models against their steps.",
     "deploy": "A policy as ONNX, and what runs it.",
     "accel": "What is fast because it is unusual.",
 }

@@ -17,7 +17,7 @@ LOCK = {
     canonicalize_name(name): Version(version)
     for name, version in re.findall(r"^([A-Za-z0-9._-]+)==(\S+)$", (ROOT / "requirements.lock").read_text(), re.M)
 }
-LOCKED_EXTRAS = ("test", "deploy", "docs", "rl", "records")
+LOCKED_EXTRAS = ("test", "deploy", "docs", "rl", "records", "calibrate")
 DIRECT = PROJECT["dependencies"] + [line for extra in LOCKED_EXTRAS for line in PROJECT["optional-dependencies"][extra]]
 
 

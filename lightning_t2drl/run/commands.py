@@ -58,6 +58,11 @@ COMMANDS = {
         takes="runs",
         named=True,
     ),
+    "calibrate": Command(
+        "Measure a generative model: quality and seconds against steps.",
+        "service=inpaint",
+        "lightning_t2drl.calibrate.job:run_calibration",
+    ),
 }
 
 

@@ -88,7 +88,7 @@ def compose(command: str, arguments: Sequence[str], say: Callable[[str], None] =
     With `checkpoint=`, the checkpoint's own env, cacher and allocator are the defaults that the words act on.
 
     Args:
-        command: `train`, `evaluate`, `benchmark` or `export`.
+        command: `train`, `evaluate`, `benchmark`, `export` or `calibrate`.
         arguments: what was typed after it.
         say: told of anything worth a remark, such as a damaged checkpoint that is skipped.
 
@@ -107,6 +107,8 @@ def compose(command: str, arguments: Sequence[str], say: Callable[[str], None] =
     if "env" in stored:
         nodes |= _with_parts(stored["env"])
     words = _words(command, parsed, directories, nodes)
+    aside = {word.key: word.override.value() for word in words if _like_a_group(word, command)}
+    words = [word for word in words if word.key not in aside]
 
     def run(some: Sequence[Word]) -> Result:
         begun = [f"{section}={STORED}" for section in stored if not any(w.chooses and w.key == section for w in some)]
@@ -121,13 +123,14 @@ def compose(command: str, arguments: Sequence[str], say: Callable[[str], None] =
         except _NoSuchKeyError as error:
             known = [key for key, _ in leaves(run([w for w in words if w.chooses and "." not in w.key])[0])]
             raise UserError(_no_such_key(str(error), known)) from None
+        plain |= aside
         its = [section for section in stored if choices.get(section) == STORED]
         if checkpoint is not None:
             said = tuple(f"{w.key}." for w in words if w.chooses)
             kept = {k: v for k, v in leaves({s: plain[s] for s in its}) if not k.startswith(said)}
             kept = {k: v for k, v in kept.items() if not any(w.key == k for w in words)}
             refuse_foreign(kept, plain.get("trust") or (), checkpoint[0])
-        if "name" in plain:
+        if "name" in plain and PAIR[0] in plain:
             saved = None if checkpoint is None else checkpoint[1][KEY]["config"].get("name")
             plain["name"] = _name(words, (plain, choices), run, saved)
         _exchange_targets(plain, words, run)
@@ -198,6 +201,12 @@ def _words(command: str, parsed: Sequence[Override], directories: Sequence[str],
         else word
         for word in words
     ]
+
+
+def _like_a_group(word: Word, command: str) -> bool:
+    """Whether a key is named like a folder of configs, such as `service` of `calibrate`: Hydra would look there."""
+    own = word.key in {field.name for field in fields(SCHEMAS[command])} and not word.chooses
+    return own and not word.override.is_delete() and (CONFIG_ROOT / word.key).is_dir()
 
 
 def _choice(

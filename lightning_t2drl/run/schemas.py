@@ -214,6 +214,42 @@ class CompareConfig:
         one_of("", self, x=("slots", "frame"))
 
 
+@dataclass
+class CalibrateConfig:
+    """The composed configuration of `calibrate`; `configs/calibrate.yaml` says what each key means."""
+
+    service: str = "inpaint"
+    name: str | None = None
+    size: str = "large"
+    chain: str = "respaced"
+    metric: str | None = None
+    better: str = "higher"
+    modality: str = "image"
+    whole_chain: int | None = None
+    steps: list[int] | None = None
+    samples: int | None = None
+    iterations: int | None = None
+    batches: list[int] = field(default_factory=lambda: [1, 4, 16])
+    clock: str = "cpu"
+    full_seconds: float | None = None
+    seed: int = 0
+    output_dir: str | None = None
+    progress_bar: bool = True
+
+    def __post_init__(self) -> None:
+        if self.name is not None:
+            _check_name(self.name)
+        one_of("", self, size=("small", "large"), chain=("respaced", "cut"), clock=("cpu", "wall"))
+        one_of("", self, better=("lower", "higher"), modality=("image", "text", "video"))
+        within("", self, seed=(0, 2**63 - 1))
+        given = {"samples": (2, 1e6), "iterations": (1, 1e9), "full_seconds": (1e-6, 1e6), "whole_chain": (1, 1e6)}
+        within("", self, **{key: ends for key, ends in given.items() if getattr(self, key) is not None})
+        if self.steps is not None and (len(set(self.steps)) < 5 or min(self.steps) < 1):
+            raise UserError(f"steps: {self.steps} is no list of at least 5 different numbers from 1 on")
+        if not self.batches or min(self.batches) < 1:
+            raise UserError(f"batches: {self.batches} is no list of numbers from 1 on")
+
+
 def _check_name(name: str) -> None:
     """A scheme's name is a row of tables and a folder below `runs/`."""
     if not name.strip(" .") or "/" in name or not name.isprintable():
@@ -226,4 +262,5 @@ SCHEMAS: dict[str, type] = {
     "benchmark": BenchmarkConfig,
     "export": ExportConfig,
     "compare": CompareConfig,
+    "calibrate": CalibrateConfig,
 }

@@ -17,7 +17,7 @@ import torch
 from lightning_t2drl.run.cli import main
 from lightning_t2drl.system.scenario_config import CONFIG_ROOT
 
-T, E, B, X, C = "train", "evaluate", "benchmark", "export", "compare"
+T, E, B, X, C, M = "train", "evaluate", "benchmark", "export", "compare", "calibrate"
 OUT = "output_dir=out"
 
 CASES = [
@@ -198,6 +198,23 @@ CASES = [
     (C, "used", "used"),
     (C, "ours=text.ckpt", "text.ckpt"),
     (C, "used x=hours", "x"),
+    # calibrate
+    (M, "service=music", "service"),
+    (M, "service=missing.py:curve", "missing.py"),
+    (M, "service=text.ckpt:curve", "service"),
+    (M, "service=[text]", "service"),
+    (M, "service=text metric=beauty", "metric"),
+    (M, "service=text steps=[1,2,4]", "steps"),
+    (M, "service=text steps=[1,2,4,8,100]", "steps"),
+    (M, "service=text batches=[]", "batches"),
+    (M, "service=text samples=1", "samples"),
+    (M, "service=text iterations=0", "iterations"),
+    (M, "service=text full_seconds=0", "full_seconds"),
+    (M, "size=huge", "size"),
+    (M, "chain=long", "chain"),
+    (M, "clock=sun", "clock"),
+    (M, "service=text output_dir=used", "output_dir"),
+    (M, "env=paper", "env"),
 ]
 
 

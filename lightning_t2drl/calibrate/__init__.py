@@ -1,0 +1,1 @@
+"""Curves of quality and seconds against steps, measured on real generative models: what `t2drl calibrate` does."""
