@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar
@@ -20,7 +20,7 @@ from lightning_t2drl.allocators.objectives import OBJECTIVES, q_weighted, true_v
 from lightning_t2drl.checks import one_of, within
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.networks.actors.base import Actor
-from lightning_t2drl.networks.features import State, UserFeatures
+from lightning_t2drl.networks.features import State, UserFeatures, floor_share
 from lightning_t2drl.networks.heads import Head
 from lightning_t2drl.policy import LEARNING_RATE_SCHEDULES, Exported, Graph, Metrics, Optimise
 from lightning_t2drl.registry import build, class_of
@@ -144,10 +144,17 @@ class ActorCriticAllocator(Allocator):
     # -- acting
 
     def state(self, observation: TensorDict) -> TensorDict:
-        fields = self.features(self.scenario, observation)
+        fields = self.fields(observation)
         if self.config.objective == "analytic":
             fields = situation(observation) | fields
         return TensorDict(fields, batch_size=observation.batch_size)
+
+    def fields(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What networks and head read of an observation [*]."""
+        fields = self.features(self.scenario, observation)
+        if getattr(self.head, "drop_wasted", False):
+            fields["floor_share"] = floor_share(self.scenario, observation)
+        return fields
 
     def draw_noise(self, state: State, more: int = 0) -> Tensor:
         """Standard normal noise for one decision per state [*] and, with `more`, beyond: [draws + more, *, U, 2]."""

@@ -51,7 +51,7 @@ class AllocatorGraph(nn.Module):
     """One slot's decision, from what an operator measures to feasible shares.
 
     Args:
-        allocator: owner of all parameters and of `features` and `scenario`.
+        allocator: owner of all parameters and of `fields` and `scenario`.
         shares: feasible shares [N, U, 2] from a state and noise [I, N, U, 2].
         chain: whether there is noise.
     """
@@ -88,4 +88,4 @@ def state_of(allocator: Any, values: Iterable[Tensor]) -> State:
     """The allocator's state from what was observed."""
     observation = dict(zip(names_of(allocator.scenario), values, strict=True))
     observation["gain"] = observation["gain"].clamp_min(LEAST_GAIN)
-    return allocator.features(allocator.scenario, observation)
+    return allocator.fields(observation)

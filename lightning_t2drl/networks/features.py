@@ -44,6 +44,12 @@ def facts(scenario: Scenario, observation: Observation) -> dict[str, Tensor]:
     }
 
 
+def floor_share(scenario: Scenario, observation: Observation) -> Tensor:
+    """The share of the step budget that A1 steps take, which bring no quality; [*, U]."""
+    request = observation["request"]
+    return scenario.floor_steps[request] / service.of_model(scenario.budget_steps, request)
+
+
 def _centred(value: Tensor, interval: tuple[float, float] | Tensor, request: Tensor) -> Tensor:
     """A uniform variable scaled to [-1, 1] (0 where the range is a point) within the range of what is requested."""
     if isinstance(interval, Tensor):

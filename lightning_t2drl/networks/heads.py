@@ -47,6 +47,7 @@ class CompetitiveHeadConfig:
     scale: float = 3.0
     step_scale: float = 60.0
     square_root_law: bool = False
+    drop_wasted: bool = False
 
     def __post_init__(self) -> None:
         within("", self, scale=(0, 100), step_scale=(0, 1000))
@@ -65,6 +66,10 @@ class CompetitiveHead:
     to serve some hits fully and others not at all. Each hit asks for A3 sigmoid(step_scale output). If that is too
     much in all, one threshold theta is subtracted from all logits, and hits with the lowest logits drop out first.
     The scale is large so that the sigmoid saturates long before tanh: otherwise all outputs drift to 1 and tie.
+
+    With `drop_wasted` nobody is granted steps in vain: hits that the threshold would leave with A1 steps or fewer get
+    none, those of the lowest logits first, until all others get more, and these share what is freed. The critics see
+    that; the gradient reaches a dropped hit's logit as if it had been granted what it asked for.
     """
 
     Config = CompetitiveHeadConfig
@@ -78,6 +83,7 @@ class CompetitiveHead:
         self.scale = config.scale
         self.step_scale = config.step_scale
         self.square_root_law = config.square_root_law
+        self.drop_wasted = config.drop_wasted
 
     def __call__(self, output: Tensor, state: State) -> Tensor:
         hit, attached = state["hit"], state["attached"]
@@ -87,24 +93,55 @@ class CompetitiveHead:
         if self.square_root_law:
             logit = logit + 0.5 * UserFeatures.log_link(state["features"])
         bandwidth = logit.masked_fill(~attached, -1e9).softmax(-1)
-        steps = self._threshold(self.step_scale * output[..., 1] + self.GENEROUS, state["full_share"] * hit)
+        logit, most = self.step_scale * output[..., 1] + self.GENEROUS, state["full_share"] * hit
+        if self.drop_wasted:
+            steps = self._without_waste(logit, most, state["floor_share"])
+        else:
+            steps = self._threshold(logit, most)
         return raw_from_shares(torch.stack((bandwidth, steps), -1))
 
     def _threshold(self, logit: Tensor, most: Tensor) -> Tensor:
         """Most * sigmoid(logit - theta) with the least theta >= 0 at which it sums to 1 or less; [*, U]."""
         with torch.no_grad():
             binding = (most * logit.sigmoid()).sum(-1, keepdim=True) > 1
-            theta = torch.zeros_like(logit[..., :1])
-            width = 2 * self.step_scale + self.GENEROUS + 8.0
-            inside = torch.arange(1, self.SECTIONS, device=logit.device) / self.SECTIONS
-            for _ in range(self.ROUNDS):  # the sum falls with theta: count the points where it is still too large
-                asked = (logit.unsqueeze(-1) - (theta + width * inside).unsqueeze(-2)).sigmoid_()
-                over = (most.unsqueeze(-1) * asked).sum(-2) > 1
-                width /= self.SECTIONS
-                theta = theta + width * over.sum(-1, keepdim=True)
-            theta = torch.where(binding, theta + width, 0.0)
+            theta = torch.where(binding, self._search(logit, most, None), 0.0)
         share = (logit - theta).sigmoid()
         # One Newton step in theta, with gradient: it carries how theta moves with the logits.
         slope = (most * share * (1 - share)).sum(-1, keepdim=True).clamp_min(1e-4)
         theta = theta + torch.where(binding, ((most * share).sum(-1, keepdim=True) - 1) / slope.detach(), 0.0)
         return most * (logit - theta).sigmoid()
+
+    def _search(self, logit: Tensor, most: Tensor, floor: Tensor | None) -> Tensor:
+        """A theta of at most 1/12^4 of its range above the least at which what is asked for sums to 1 or less; [*, 1].
+
+        With a floor what does not exceed it counts as nothing.
+        """
+        theta = torch.zeros_like(logit[..., :1])
+        width = self._range
+        inside = torch.arange(1, self.SECTIONS, device=logit.device) / self.SECTIONS
+        for _ in range(self.ROUNDS):  # the sum falls with theta: count the points where it is still too large
+            asked = (logit.unsqueeze(-1) - (theta + width * inside).unsqueeze(-2)).sigmoid_()
+            asked = most.unsqueeze(-1) * asked
+            if floor is not None:
+                asked = asked * (asked > floor.unsqueeze(-1))
+            over = asked.sum(-2) > 1
+            width /= self.SECTIONS
+            theta = theta + width * over.sum(-1, keepdim=True)
+        return theta + width
+
+    @property
+    def _range(self) -> float:
+        """Beyond this theta nobody gets anything."""
+        return 2 * self.step_scale + self.GENEROUS + 8.0
+
+    def _without_waste(self, logit: Tensor, most: Tensor, floor: Tensor) -> Tensor:
+        """Shares [*, U] that are 0 or exceed the floor."""
+        apart = 2 * self._range / self.SECTIONS**self.ROUNDS  # the search must tell ties apart: the first users win
+        logit = logit - apart * torch.arange(logit.shape[-1], device=logit.device)
+        with torch.no_grad():
+            asked = most * logit.sigmoid()
+            binding = (asked * (asked > floor)).sum(-1, keepdim=True) > 1
+            theta = torch.where(binding, self._search(logit, most, floor), 0.0)
+            kept = most * (logit - theta).sigmoid() > floor
+        asked = self._threshold(logit, most)
+        return torch.where(kept, self._threshold(logit, most * kept), asked - asked.detach())

@@ -26,7 +26,7 @@ from lightning_t2drl.policy import Policy
 from lightning_t2drl.run.compose import PAIR, Composed
 from lightning_t2drl.run.results_dir import new_directory
 from lightning_t2drl.run.screen import console
-from lightning_t2drl.run.tables import rows, schemes_table
+from lightning_t2drl.run.tables import rows, schemes_table, services_table
 from lightning_t2drl.seeding import derive_seed
 from lightning_t2drl.system.scenario import Scenario
 
@@ -79,6 +79,8 @@ def run_evaluation(composed: Composed) -> Evaluation:
 
             results = play(composed, show, screen.print, directory / "records" if config.records else None)
         screen.print(schemes_table(results), soft_wrap=False)
+        if (by_service := services_table(results, results["name"])) is not None:
+            screen.print(by_service, soft_wrap=False)
         write_atomically(directory / RESULT, as_json(results))
     screen.print(f"written to {directory / RESULT}")
     return Evaluation(results["name"], results, directory)

@@ -14,7 +14,7 @@ from lightning_t2drl.run.evaluate import RESULT, compare
 from lightning_t2drl.run.figures import draw_run
 from lightning_t2drl.run.loggers import FrameWandbLogger
 from lightning_t2drl.run.schemas import TrainConfig
-from lightning_t2drl.run.tables import improvement, schemes_table
+from lightning_t2drl.run.tables import improvement, schemes_table, services_table
 
 
 def finish_run(
@@ -29,6 +29,8 @@ def finish_run(
         results = compare(config.name, world, *pair, e.final_episodes, e.seed, ["rcars"], say=console.print)
         write_atomically(directory / RESULT, as_json(results))
         console.print(schemes_table(results), soft_wrap=False)
+        if (by_service := services_table(results, config.name)) is not None:
+            console.print(by_service, soft_wrap=False)
         ours, reference = results["schemes"][config.name], results["references"]["rcars"]
         for key, label in (("hit_ratio", "model hit ratio"), ("total_utility", "total utility")):
             summary[f"{key}_improvement_percent"] = improvement(ours, reference, key)

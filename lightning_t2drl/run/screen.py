@@ -51,14 +51,22 @@ def changed(plain: dict[str, Any], arguments: Sequence[str]) -> dict[str, tuple[
     """Keys whose values differ from those of the chosen experiment alone: {key: (now, there)}."""
     given = read(arguments)
     chosen = [str(o.input_line) for o in parse(given.overrides) if o.key_or_group in ("experiment", "hydra.searchpath")]
-    base = dict(leaves(compose("train", [*(f"--config-dir={d}" for d in given.config_dirs), *chosen]).plain))
-    now = dict(leaves(plain))
+    base = dict(leaves(_named(compose("train", [*(f"--config-dir={d}" for d in given.config_dirs), *chosen]).plain)))
+    now = dict(leaves(_named(plain)))
     told = ("output_dir", "name", "resume")  # said elsewhere
     return {
         key: (now.get(key, "absent"), base.get(key, "absent"))
         for key in {**now, **base}
         if key not in told and now.get(key, "absent") != base.get(key, "absent")
     }
+
+
+def _named(plain: dict[str, Any]) -> dict[str, Any]:
+    """A config with the name of a catalogue in the place of what it holds."""
+    catalogue = plain["env"].get("catalogue")
+    if not isinstance(catalogue, dict):
+        return plain
+    return {**plain, "env": {**plain["env"], "catalogue": catalogue.get("name", "its own")}}
 
 
 def at(directory: Path) -> str:

@@ -14,6 +14,12 @@ SHOWN = (  # metric, label, digits, whether its standard error is shown
     ("violation_ratio", "late", 3, False),
     ("delay", "delay s", 1, False),
 )
+OF_SERVICE = (
+    ("hit_ratio", "hit ratio", 3),
+    ("violation_ratio", "late", 3),
+    ("quality", "quality", 3),
+    ("delay", "delay s", 1),
+)
 BEST = "oracle"
 
 
@@ -45,6 +51,19 @@ def schemes_table(results: dict[str, Any]) -> Table:
         if best:
             cells.append(f"{share(scheme, best):.2f} %" if best["utility"]["mean"] > 0 else "-")
         table.add_row(Text(name), *cells)
+    return table
+
+
+def services_table(results: dict[str, Any], name: str) -> Table | None:
+    """One row per service of a scheme; None where all models are of one service."""
+    scheme = results["schemes"][name]
+    if not (kinds := [key.partition("/")[2] for key in scheme if key.startswith("hit_ratio/")]):
+        return None
+    table = plain_table("service", *(label for _, label, _ in OF_SERVICE), "metric")
+    table.title = Text(f"{name} by service; {100 * scheme['wasted_steps']['mean']:.1f} % of hits got steps in vain")
+    for kind in kinds:
+        cells = [f"{scheme[f'{key}/{kind}']['mean']:.{digits}f}" for key, _, digits in OF_SERVICE]
+        table.add_row(Text(kind), *cells, f"{scheme[f'metric/{kind}']['mean']:.4g}")
     return table
 
 
