@@ -29,6 +29,7 @@ COMMANDS = {
     "export": schemas.ExportConfig,
     "compare": schemas.CompareConfig,
     "calibrate": schemas.CalibrateConfig,
+    "explain": schemas.ExplainConfig,
 }
 GROUPS = {  # of choices, with what they are and the schema of all their files; None: each file names its class
     "experiment": ("What is trained: a scheme and how long.", None),

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from lightning_t2drl.networks.features import State
 from lightning_t2drl.system.scenario import Scenario
+from lightning_t2drl.system.service import steps_of
+from lightning_t2drl.system.serving import serve, situation
 
 LEAST_GAIN = 1e-30  # weaker links are treated as this one, so that float32 does not overflow
 OBSERVED = ("request", "input_bits", "output_bits", "gain", "cache", "attached")
@@ -82,6 +84,31 @@ class CriticGraph(nn.Module):
         """Values [N] from what `names_of` lists and shares [N, U, 2]."""
         *values, shares = inputs
         return self.value(state_of(self.allocator, values), shares).mean(-1)
+
+
+class OutcomeGraph(nn.Module):
+    """What comes of shares, from what an operator measures.
+
+    Args:
+        scenario: the world's constants.
+        names: of the inputs before the shares.
+    """
+
+    COLUMNS = ("hit", "nearby", "delay", "quality", "violated", "utility")
+
+    def __init__(self, scenario: Scenario, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.scenario, self.names = scenario, names
+        _ = scenario.service_table, scenario.curve_pieces, scenario.budget_steps  # kept once made, not traced
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """[N, U] by column, from what `names` lists and shares [N, U, 2]."""
+        *values, shares = inputs
+        given = situation(dict(zip(self.names, values, strict=True)))
+        steps = steps_of(self.scenario, given["request"], shares[..., 1])
+        served = serve(self.scenario, **given, bandwidth=shares[..., 0], steps=steps)
+        nothing = torch.zeros_like(shares[..., 0])
+        return torch.stack([served.get(name, nothing).float() for name in self.COLUMNS], -1)
 
 
 def state_of(allocator: Any, values: Iterable[Tensor]) -> State:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ FORMAT = 2  # of the directory that `export.py` writes
 READABLE = (1, 2)
 NEEDED = ("scenario", "users", "decision_samples", "popularity", "cacher")
 POLICY, ALLOCATOR, CRITIC, CACHER = "policy.json", "allocator.onnx", "critic.onnx", "cacher.onnx"
+OUTCOME = "outcome.onnx"  # what comes of shares; only `explain` needs it
 
 MOST_BITS = 1e15  # of a payload: its square still fits in float32
 MOST_WATTS = 1e3  # of interference
@@ -30,7 +32,123 @@ class Allocation(NamedTuple):
     steps: NDArray[np.float32]  # denoising steps at the edge, 0 for a miss; times their cost at most the step budget
 
 
-class Controller:
+class Cell:
+    """What a controller knows of its cell, and how it checks what it is told.
+
+    Args:
+        policy: what `policy.json` holds.
+    """
+
+    def __init__(self, policy: dict[str, Any]) -> None:
+        self.policy = policy
+        scenario = policy["scenario"]
+        self.models: int = scenario["models"]
+        self.users: int | None = policy["users"]  # None: any number
+        # How many steps of each model the whole budget buys, [M]; before there were catalogues each cost 1.
+        cost = np.broadcast_to(scenario.get("step_cost", 1.0), self.models)
+        self.budget_steps: NDArray[np.float32] = (scenario["step_budget"] / cost).astype(np.float32)
+        # Gain of a user whose uplink signal is as strong as the noise over the whole bandwidth.
+        bandwidth = scenario["bandwidth"] / scenario.get("reuse", 1)
+        self.gain_at_0_db: float = scenario["noise_density"] * bandwidth / scenario["user_power"]
+        self.several_cells: bool = scenario["cells"] > 1
+        self.edge_link: bool = self.several_cells and scenario["edge_link_rate"] is not None
+
+    def feeds(
+        self,
+        request: ArrayLike,
+        input_bits: ArrayLike,
+        output_bits: ArrayLike,
+        cache: ArrayLike,
+        *,
+        gain: ArrayLike | None = None,
+        snr_db: ArrayLike | None = None,
+        attached: ArrayLike | None = None,
+        uplink_interference: float | None = None,
+        downlink_interference: ArrayLike | None = None,
+        handover: ArrayLike | None = None,
+        nearby: ArrayLike | None = None,
+    ) -> dict[str, NDArray[Any]]:
+        """The arguments of `allocate` as arrays by name of a graph's input; raises `ValueError` as it says."""
+        models = _indices("request", request, self.models)
+        users = len(models)
+        if self.users not in (None, users):
+            raise ValueError(
+                f"request: {users} users, but this policy serves exactly {self.users}; policies with set networks "
+                "serve any number"
+            )
+        feeds: dict[str, NDArray[Any]] = {
+            "request": models,
+            "input_bits": _numbers("input_bits", input_bits, users, 0.0, MOST_BITS),
+            "output_bits": _numbers("output_bits", output_bits, users, 0.0, MOST_BITS),
+            "gain": self._gain(gain, snr_db, users),
+            "cache": _flags("cache", cache, self.models, "models"),
+            "attached": np.ones(users, bool) if attached is None else _flags("attached", attached, users, "users"),
+        }
+        several = {"uplink_interference": uplink_interference, "downlink_interference": downlink_interference}
+        feeds |= self._of_several(several | {"handover": handover, "nearby": nearby}, users)
+        self._check_storage(feeds["cache"])
+        return feeds
+
+    def cache(self, popularity: ArrayLike, held: ArrayLike | None = None) -> NDArray[np.bool_]:
+        """Which models to hold for the coming frame."""
+        raise NotImplementedError
+
+    def decide(self, feeds: dict[str, NDArray[Any]], generator: np.random.Generator) -> NDArray[np.float32]:
+        """Shares of bandwidth and of the step budget [n, U, 2] for a batch of checked slots, one sample each."""
+        raise NotImplementedError
+
+    def outcome(self, feeds: dict[str, NDArray[Any]], shares: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What comes of shares, [n, U] by column of `deploy.explain.OUTCOME`."""
+        raise NotImplementedError
+
+    def _of_several(self, given: dict[str, Any], users: int) -> dict[str, NDArray[Any]]:
+        """What a policy of several cells is told beside the rest; what was not given is nothing."""
+        known = dict.fromkeys(given, self.several_cells) | {"nearby": self.edge_link}
+        for name, value in given.items():
+            if value is not None and not known[name]:
+                raise ValueError(f"{name}: this policy was made where there is none (env.cells, env.edge_link_mbps)")
+        if not self.several_cells:
+            return {}
+        at_station = 0.0 if given["uplink_interference"] is None else given["uplink_interference"]
+        at_users = np.zeros(users) if given["downlink_interference"] is None else given["downlink_interference"]
+        out: dict[str, NDArray[Any]] = {
+            "uplink_interference": _numbers("uplink_interference", [at_station], 1, 0.0, MOST_WATTS, "stations")[0],
+            "downlink_interference": _numbers("downlink_interference", at_users, users, 0.0, MOST_WATTS),
+        }
+        for name, length, of in (("handover", users, "users"), ("nearby", self.models, "models")):
+            if known[name]:
+                flags = np.zeros(length, bool) if given[name] is None else given[name]
+                out[name] = _flags(name, flags, length, of)
+        return out
+
+    def _check_storage(self, cache: NDArray[np.bool_]) -> None:
+        scenario = self.policy["scenario"]
+        used, capacity = float(np.asarray(scenario["model_storage"])[cache].sum()), scenario["storage_capacity"]
+        if used > capacity * (1 + 1e-9):
+            raise ValueError(f"cache: takes {used / 8e9:.4g} GB, but the cell's storage holds {capacity / 8e9:.4g} GB")
+
+    def _gain(self, gain: ArrayLike | None, snr_db: ArrayLike | None, users: int) -> NDArray[np.float32]:
+        """Linear gains [U] from whichever of the two there is."""
+        if gain is not None and snr_db is None:
+            return _numbers("gain", gain, users, 0.0, 1.0)
+        if snr_db is not None and gain is None:
+            ratio = 10 ** (_numbers("snr_db", snr_db, users, -300.0, 300.0) / 10)
+            return (self.gain_at_0_db * ratio).astype(np.float32, copy=False)
+        raise ValueError("gain, snr_db: give one of the two")
+
+    def _popularity(self, value: ArrayLike) -> NDArray[np.float32]:
+        """What the cacher's network sees of the demand, [P]."""
+        if self.policy["popularity"] == "state":
+            table = self.policy["scenario"]["request_probability"]
+            # With rankings of their own the states of all cells are counted through.
+            states = len(table) * len(table[0]) if isinstance(table[0][0], list) else len(table)
+            return np.eye(states, dtype=np.float32)[_indices("popularity", np.atleast_1d(value), states)[0]]
+        counts = _numbers("popularity", value, self.models, 0.0, 1e12, "models")
+        total = counts.sum()
+        return counts / total if total else np.full(self.models, 1 / self.models, np.float32)
+
+
+class Controller(Cell):
     """Decides for one cell with what `python export.py checkpoint=... output=DIRECTORY` wrote.
 
     Args:
@@ -43,23 +161,14 @@ class Controller:
     """
 
     def __init__(self, path: str | Path, seed: int = 0) -> None:
-        self.policy = _read(Path(path))
-        scenario = self.policy["scenario"]
-        self.models: int = scenario["models"]
-        self.users: int | None = self.policy["users"]  # None: any number
+        super().__init__(_read(Path(path)))
+        self.path = Path(path)
         # I, length of the diffusion chain; format 1 used another name
         self.diffusion_steps: int = self.policy.get("diffusion_steps", self.policy.get("denoising_steps", 0))
-        # How many steps of each model the whole budget buys, [M]; before there were catalogues each cost 1.
-        cost = np.broadcast_to(scenario.get("step_cost", 1.0), self.models)
-        self.budget_steps: NDArray[np.float32] = (scenario["step_budget"] / cost).astype(np.float32)
-        # Gain of a user whose uplink signal is as strong as the noise over the whole bandwidth.
-        bandwidth = scenario["bandwidth"] / scenario.get("reuse", 1)
-        self.gain_at_0_db: float = scenario["noise_density"] * bandwidth / scenario["user_power"]
-        self.several_cells: bool = scenario["cells"] > 1
-        self.edge_link: bool = self.several_cells and scenario["edge_link_rate"] is not None
         self.generator = np.random.default_rng(seed)
         self._allocator = _session(Path(path, ALLOCATOR))
         self._critic = _session(Path(path, CRITIC)) if self.diffusion_steps else None
+        self._outcome: Any = None  # loaded when it is first needed
         self._cacher = _session(Path(path, CACHER)) if "observes_cache" in self.policy["cacher"] else None
 
     def cache(self, popularity: ArrayLike, held: ArrayLike | None = None) -> NDArray[np.bool_]:
@@ -129,54 +238,46 @@ class Controller:
             ValueError: naming the argument, the user and what would be right.
             RuntimeError: the policy answers with NaN: its parameters are damaged.
         """
-        models = _indices("request", request, self.models)
-        users = len(models)
-        if self.users not in (None, users):
-            raise ValueError(
-                f"request: {users} users, but this policy serves exactly {self.users}; policies with set networks "
-                "serve any number"
-            )
-        feeds: dict[str, NDArray[Any]] = {
-            "request": models,
-            "input_bits": _numbers("input_bits", input_bits, users, 0.0, MOST_BITS),
-            "output_bits": _numbers("output_bits", output_bits, users, 0.0, MOST_BITS),
-            "gain": self._gain(gain, snr_db, users),
-            "cache": _flags("cache", cache, self.models, "models"),
-            "attached": np.ones(users, bool) if attached is None else _flags("attached", attached, users, "users"),
+        given: dict[str, Any] = {
+            "gain": gain,
+            "snr_db": snr_db,
+            "attached": attached,
+            "handover": handover,
+            "nearby": nearby,
         }
-        several = {"uplink_interference": uplink_interference, "downlink_interference": downlink_interference}
-        feeds |= self._of_several(several | {"handover": handover, "nearby": nearby}, users)
-        self._check_storage(feeds["cache"])
-        shares = self._shares(feeds, users, samples, seed)
+        given |= {"uplink_interference": uplink_interference, "downlink_interference": downlink_interference}
+        feeds = self.feeds(request, input_bits, output_bits, cache, **given)
+        shares = self._shares(feeds, len(feeds["request"]), samples, seed)
         if not math.isfinite(shares.sum()):
             raise RuntimeError("the policy answers with NaN: its parameters are damaged; export it anew")
-        return Allocation(shares[:, 0], shares[:, 1] * self.budget_steps[models])
+        return Allocation(shares[:, 0], shares[:, 1] * self.budget_steps[feeds["request"]])
 
-    def _of_several(self, given: dict[str, Any], users: int) -> dict[str, NDArray[Any]]:
-        """What a policy of several cells is told beside the rest; what was not given is nothing."""
-        known = dict.fromkeys(given, self.several_cells) | {"nearby": self.edge_link}
-        for name, value in given.items():
-            if value is not None and not known[name]:
-                raise ValueError(f"{name}: this policy was made where there is none (env.cells, env.edge_link_mbps)")
-        if not self.several_cells:
-            return {}
-        at_station = 0.0 if given["uplink_interference"] is None else given["uplink_interference"]
-        at_users = np.zeros(users) if given["downlink_interference"] is None else given["downlink_interference"]
-        out: dict[str, NDArray[Any]] = {
-            "uplink_interference": _numbers("uplink_interference", [at_station], 1, 0.0, MOST_WATTS, "stations")[0],
-            "downlink_interference": _numbers("downlink_interference", at_users, users, 0.0, MOST_WATTS),
-        }
-        for name, length, of in (("handover", users, "users"), ("nearby", self.models, "models")):
-            if known[name]:
-                flags = np.zeros(length, bool) if given[name] is None else given[name]
-                out[name] = _flags(name, flags, length, of)
-        return out
+    def explain(self, situation: str | Path | Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
+        """What to cache in a situation, who gets what, and what the next-best cache would cost.
 
-    def _check_storage(self, cache: NDArray[np.bool_]) -> None:
-        scenario = self.policy["scenario"]
-        used, capacity = float(np.asarray(scenario["model_storage"])[cache].sum()), scenario["storage_capacity"]
-        if used > capacity * (1 + 1e-9):
-            raise ValueError(f"cache: takes {used / 8e9:.4g} GB, but the cell's storage holds {capacity / 8e9:.4g} GB")
+        Args:
+            situation: a JSON file or its content, see `deploy.explain.KEYS`.
+            seed: of the slots on which caches are compared, and of the diffusion chains.
+
+        Raises:
+            ValueError: naming the key that cannot be.
+        """
+        from lightning_t2drl.deploy.explain import explain, read_situation
+
+        return explain(self, read_situation(situation), seed)
+
+    def decide(self, feeds: dict[str, NDArray[Any]], generator: np.random.Generator) -> NDArray[np.float32]:
+        """Shares [n, U, 2] for a batch of checked slots, one chain each."""
+        if self.diffusion_steps:
+            shape = (self.diffusion_steps, *feeds["request"].shape, 2)
+            feeds = feeds | {"noise": generator.standard_normal(shape, np.float32)}
+        return self._allocator.run(None, feeds)[0]
+
+    def outcome(self, feeds: dict[str, NDArray[Any]], shares: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What comes of shares, [n, U] by column of `deploy.explain.OUTCOME`."""
+        if self._outcome is None:
+            self._outcome = _session(self.path / OUTCOME)
+        return self._outcome.run(None, feeds | {"shares": shares})[0]
 
     def _shares(
         self, feeds: dict[str, NDArray[Any]], users: int, samples: int | None, seed: int | None
@@ -196,26 +297,6 @@ class Controller:
             return shares[0]
         del feeds["noise"]
         return shares[self._critic.run(None, feeds | {"shares": shares})[0].argmax()]
-
-    def _gain(self, gain: ArrayLike | None, snr_db: ArrayLike | None, users: int) -> NDArray[np.float32]:
-        """Linear gains [U] from whichever of the two there is."""
-        if gain is not None and snr_db is None:
-            return _numbers("gain", gain, users, 0.0, 1.0)
-        if snr_db is not None and gain is None:
-            ratio = 10 ** (_numbers("snr_db", snr_db, users, -300.0, 300.0) / 10)
-            return (self.gain_at_0_db * ratio).astype(np.float32, copy=False)
-        raise ValueError("gain, snr_db: give one of the two")
-
-    def _popularity(self, value: ArrayLike) -> NDArray[np.float32]:
-        """What the cacher's network sees of the demand, [P]."""
-        if self.policy["popularity"] == "state":
-            table = self.policy["scenario"]["request_probability"]
-            # With rankings of their own the states of all cells are counted through.
-            states = len(table) * len(table[0]) if isinstance(table[0][0], list) else len(table)
-            return np.eye(states, dtype=np.float32)[_indices("popularity", np.atleast_1d(value), states)[0]]
-        counts = _numbers("popularity", value, self.models, 0.0, 1e12, "models")
-        total = counts.sum()
-        return counts / total if total else np.full(self.models, 1 / self.models, np.float32)
 
 
 def _read(directory: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from lightning_t2drl import __version__
+from lightning_t2drl.allocators.graphs import OutcomeGraph, names_of
 from lightning_t2drl.deploy.controller import FORMAT, POLICY, digest
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.policy import Exported, Graph
@@ -23,6 +24,7 @@ from lightning_t2drl.run.compose import Composed
 from lightning_t2drl.run.evaluate import load_policies
 from lightning_t2drl.run.results_dir import new_directory
 from lightning_t2drl.run.screen import console
+from lightning_t2drl.system.scenario import Scenario
 
 OPSET = 20
 
@@ -39,6 +41,7 @@ INPUTS = {
     "nearby": "bool [batch, models]: models that another cell holds",
     "noise": "float32 [diffusion_steps, batch, users, 2]: standard normal",
     "shares": "float32 [batch, users, 2]: shares of bandwidth and of step_budget, feasible",
+    "outcome": "float32 [batch, users, 6]: hit, nearby, delay (s), quality, late, utility",
     "value": "float32 [batch]: the critics' judgement of the shares, to compare samples by",
     "popularity": "float32 [batch, states or models]: state as one-hot, probabilities, or last frame's frequencies",
     "held": "bool [batch, models]: models held before the decision, where the cacher looks at them",
@@ -71,7 +74,8 @@ def run_export(composed: Composed) -> dict[str, Any]:
     except UserError as error:
         caching = Exported({}, {"left_out": str(error)})
     with new_directory("export", composed.config.output_dir) as target, whole_directory(target) as directory:
-        for file, graph in (decision.graphs | caching.graphs).items():
+        outcome = {"outcome": _outcome(scenario, decision)}
+        for file, graph in (decision.graphs | caching.graphs | outcome).items():
             write_graph(graph, directory / f"{file}.onnx")
         policy: dict[str, Any] = {
             "format": FORMAT,
@@ -89,6 +93,15 @@ def run_export(composed: Composed) -> dict[str, Any]:
         screen.print(f"cacher: left out: {caching.facts['left_out']}", style="yellow")
     screen.print(f"{target}: {name} of {path}")
     return policy
+
+
+def _outcome(scenario: Scenario, decision: Exported) -> Graph:
+    """What comes of shares in a slot, over the same open axes as the decision."""
+    graph = decision.graphs["allocator"]
+    inputs = {name: graph.inputs[name] for name in names_of(scenario)}
+    shares = torch.full((*inputs["request"].shape, 2), 1 / inputs["request"].shape[-1])
+    axes = {name: graph.axes[name] for name in inputs} | {"shares": graph.axes["request"]}
+    return Graph(OutcomeGraph(scenario, tuple(inputs)), inputs | {"shares": shares}, axes, "outcome")
 
 
 def write_graph(graph: Graph, path: Path) -> None:

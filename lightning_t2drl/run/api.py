@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,11 @@ from tensordict import TensorDict
 
 from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.cachers.base import Cacher
+from lightning_t2drl.deploy.explain import read_situation
 from lightning_t2drl.run.commands import prepare_process, run
 from lightning_t2drl.run.compose import compose
 from lightning_t2drl.run.evaluate import Evaluation, load_policies
+from lightning_t2drl.run.explain import explain_situation
 from lightning_t2drl.run.overrides import as_override
 from lightning_t2drl.run.training import Training
 from lightning_t2drl.system import amend_cache
@@ -81,6 +83,19 @@ class TrainedPair:
     scenario: Scenario
     cacher: Cacher
     allocator: Allocator
+
+    def explain(self, situation: str | Path | Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
+        """What to cache in a situation, who gets what, how far that is from the bound, what the next-best cache costs.
+
+        Args:
+            situation: a JSON file or its content, see `deploy.explain.KEYS`.
+            seed: of the slots on which caches are compared, and of the policies.
+
+        Raises:
+            UserError: the situation does not fit; the line names the key.
+        """
+        told = read_situation(situation)
+        return explain_situation(self.name, self.scenario, self.cacher, self.allocator, told, seed)
 
     @torch.no_grad()
     def decide(self, cells: TensorDict, frame_start: bool = True, episode_start: bool = False) -> TensorDict:

@@ -63,6 +63,12 @@ COMMANDS = {
         "service=inpaint",
         "lightning_t2drl.calibrate.job:run_calibration",
     ),
+    "explain": Command(
+        "What to cache and how to split it in a situation, and why not otherwise.",
+        "checkpoint=runs/t2drl/latest/checkpoints/best examples/slot.json",
+        "lightning_t2drl.run.explain:run_explain",
+        takes="slot",
+    ),
 }
 
 

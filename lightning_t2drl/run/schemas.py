@@ -201,6 +201,25 @@ class ExportConfig:
 
 
 @dataclass
+class ExplainConfig:
+    """The composed configuration of `explain`; `configs/explain.yaml` says what each key means."""
+
+    checkpoint: str | None = None
+    trust: list[str] = field(default_factory=list)
+    name: str = "random+equal"
+    slot: list[str] = field(default_factory=list)
+    seed: int = 0
+    output_dir: str | None = None
+    env: EnvConfig = field(default_factory=EnvConfig)
+    cacher: Any = None
+    allocator: Any = None
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        within("", self, seed=(0, 2**63 - 1))
+
+
+@dataclass
 class CompareConfig:
     """The composed configuration of `compare`; `configs/compare.yaml` says what each key means."""
 
@@ -263,4 +282,5 @@ SCHEMAS: dict[str, type] = {
     "export": ExportConfig,
     "compare": CompareConfig,
     "calibrate": CalibrateConfig,
+    "explain": ExplainConfig,
 }

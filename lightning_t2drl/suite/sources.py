@@ -124,7 +124,8 @@ def _wandb(path: Path) -> Source:
     from wandb.proto import wandb_internal_pb2
 
     protocol: Any = wandb_internal_pb2  # whose classes are made when it is imported
-    name, rows = path.stem, []
+    name = path.stem
+    rows: list[Row] = []
     summary: Row = {}
     for content in _pieces(path.read_bytes()):
         record = protocol.Record.FromString(content)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from lightning_t2drl import load_policy
 from lightning_t2drl.deploy import Controller
 from lightning_t2drl.deploy import controller as deploy
 from lightning_t2drl.deploy import export as exporting
@@ -445,7 +446,7 @@ def exchanged(policies, tmp_path_factory):
 def test_a_cacher_without_a_network_is_left_out_and_named(exchanged, no_tracing, tmp_path, capsys):
     export(checkpoint=exchanged("cacher", "lru.LRUCacher"), output_dir=tmp_path / "policy")
     assert "cacher: left out: LRUCacher has no network" in capsys.readouterr().out
-    assert sorted(p.name for p in (tmp_path / "policy").iterdir()) == [deploy.ALLOCATOR, deploy.POLICY]
+    assert sorted(p.name for p in (tmp_path / "policy").iterdir()) == [deploy.ALLOCATOR, deploy.OUTCOME, deploy.POLICY]
     with pytest.raises(ValueError, match="decides no cache: LRUCacher"):
         Controller(tmp_path / "policy").cache([1] * 4)
 
@@ -498,3 +499,34 @@ def test_missing_exporters_are_named(policies, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UserError, match=r"needs onnxscript: pip install 'lightning-t2drl\[deploy\]'"):
         export(checkpoint=checkpoint, output_dir=tmp_path / "policy")
+
+
+SLOT = {"popularity": [4, 2, 1, 1], "held": [], "request": [0, 1, 2, 3, 0, 1, 2, 3, 0, 0], "input_mb": [6.0] * 10,
+        "output_mb": [7.0] * 10, "snr_db": [10, 12, 9, 15, 20, 7, 11, 13, 18, 14]}  # fmt: skip
+
+
+def test_explanations_agree_with_and_without_pytorch_and_stay_below_the_bound(policies):
+    made = policies("ddpg")
+    without, with_it = Controller(made.path).explain(SLOT), load_policy(made.checkpoint).explain(SLOT)
+    assert with_it["bound"] >= with_it["exact_utility"] >= with_it["utility"] - 1e-5
+    assert with_it["cache"] == without["cache"] and with_it["next_best"]["cache"] == without["next_best"]["cache"]
+    for key in ("utility", "expected_utility"):
+        assert with_it[key] == pytest.approx(without[key], abs=2e-5)
+    for ours, theirs in zip(with_it["users"], without["users"], strict=True):
+        assert ours["from"] == theirs["from"] and ours["bandwidth"] == pytest.approx(theirs["bandwidth"], abs=1e-4)
+    best = with_it["next_best"]
+    assert best["cost"] == pytest.approx(with_it["expected_utility"] - best["expected_utility"], abs=2e-5)
+    asked = Controller(made.path).explain({k: v for k, v in SLOT.items() if k != "popularity"} | {"cache": [3]})
+    assert asked["cache"] == [3] and asked["expected_utility"] == pytest.approx(asked["utility"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"snr": 3}, "snr: no such key; the nearest is snr_db"), ({"request": [0, 9]}, "request: 9 is not among"),
+     ({"input_mb": [6.0] * 9}, "input_mb"), ({"held": [4]}, "held: .* from 0 to 3"), ({"popularity": None}, "popularity"),
+     ({"cache": [0, 1, 2, 3]}, "cache: takes 14 GB"), ({"snr_db": None}, "gain, snr_db")],
+)  # fmt: skip
+def test_a_situation_that_cannot_be_is_refused_in_one_line(policies, change, said):
+    for explain in (Controller(policies("ddpg").path).explain, load_policy(policies("ddpg").checkpoint).explain):
+        with pytest.raises(UserError, match=said):
+            explain(SLOT | change)

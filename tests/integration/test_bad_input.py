@@ -18,6 +18,7 @@ from lightning_t2drl.run.cli import main
 from lightning_t2drl.system.scenario_config import CONFIG_ROOT
 
 T, E, B, X, C, M = "train", "evaluate", "benchmark", "export", "compare", "calibrate"
+A, V, S, U = "explain", "view", "serve", "tune"
 OUT = "output_dir=out"
 
 CASES = [
@@ -215,6 +216,11 @@ CASES = [
     (M, "clock=sun", "clock"),
     (M, "service=text output_dir=used", "output_dir"),
     (M, "env=paper", "env"),
+    # explain
+    (A, "output_dir=out", "slot"),
+    (A, "missing.json", "missing.json"),
+    (A, "text.ckpt", "text.ckpt"),
+    (A, "slot.json checkpoint=missing.ckpt", "missing.ckpt"),
 ]
 
 
