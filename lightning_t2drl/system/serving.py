@@ -126,8 +126,13 @@ def serve(
     }
     out |= {key: value for key, value in (("handover", handover), ("nearby", near)) if value is not None}
     if attached is not None:
-        out = {key: torch.where(attached, value, torch.zeros_like(value)) for key, value in out.items()}
+        out = {key: _only(attached, value) for key, value in out.items()}
     return TensorDict(out | {"tv": out["metric"]}, batch_size=request.shape[:-1], device=request.device)
+
+
+def _only(attached: Tensor, value: Tensor) -> Tensor:
+    """The value of attached users, 0 of others; flags without `where`, which ONNX Runtime has for numbers only."""
+    return value & attached if value.dtype == torch.bool else torch.where(attached, value, torch.zeros_like(value))
 
 
 def cell_mean(value: Tensor, attached: Tensor | None) -> Tensor:
