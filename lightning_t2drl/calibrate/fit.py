@@ -106,9 +106,18 @@ class _Search:
     def __init__(self, x: Array) -> None:
         self.x = x
         grid = np.unique(np.concatenate([np.linspace(a, b, 3) for a, b in itertools.pairwise(x)]))
-        self.places = {count: np.array(list(itertools.combinations(grid, count))) for count in (2, 3)}
+        self.places = {count: self._places(grid, count) for count in (2, 3)}
         self.bases = {count: np.stack([_hats(x, p) for p in places]) for count, places in self.places.items()}
         self.inverses = {count: np.linalg.pinv(bases) for count, bases in self.bases.items()}
+
+    def _places(self, grid: Array, count: int) -> Array:
+        places = np.array(list(itertools.combinations(grid, count)))
+        return places[self._measured(places)]
+
+    def _measured(self, places: Array) -> NDArray[np.bool_]:
+        """Whether two measured numbers of steps lie on every piece, [..., knots] -> [...]: one alone leaves it open."""
+        inside = (self.x >= places[..., :-1, None]) & (self.x <= places[..., 1:, None])
+        return np.asarray((inside.sum(-1) >= 2).all(-1))
 
     def best(self, y: Array, count: int) -> tuple[Array, Array, float]:
         """Places and heights [count], and the sum of squared residuals."""
@@ -121,6 +130,8 @@ class _Search:
 
         def loss(places: Array) -> float:
             if (np.diff(places) <= 1e-6).any() or places[0] < self.x[0] or places[-1] > self.x[-1]:
+                return float("inf")
+            if not self._measured(places):
                 return float("inf")
             heights, basis = self._heights(places, y)
             return float(np.square(basis @ heights - y).sum()) if _concave(places, heights) else float("inf")

@@ -23,7 +23,6 @@ from lightning_t2drl.calibrate.timing import Seconds
 from lightning_t2drl.run.figures import PALETTE, save, style
 from lightning_t2drl.run.tables import plain_table
 
-PUBLISHED_STEP = 0.18  # s of a denoising step in the published curve: the unit of env.step_budget
 COMMENTS = {
     "name": "shown in reports",
     "modality": "image | text | video",
@@ -33,7 +32,8 @@ COMMENTS = {
     "knots": "[[steps, metric], ...]: straight lines between, flat before and after",
     "seconds_per_step": "generation time per step, s",
     "base_seconds": "generation time beside the steps, s",
-    "cost_per_step": "of env.step_budget; a published step of 0.18 s costs 1",
+    "cost_per_step": "accelerator-seconds, so that env.step_budget counts these",
+    "deadline": "s; assumed",
     "input_mb": "range of a request's input, MB; assumed",
     "output_mb": "range of its output, MB; assumed",
     "provenance": "how this was measured",
@@ -101,7 +101,7 @@ def profile(
         "knots": _digits(fit.knots),
         "seconds_per_step": _digits(per_step),
         "base_seconds": _digits(scale * first.base / per_sample),
-        "cost_per_step": _digits(per_step / PUBLISHED_STEP),
+        "cost_per_step": _digits(per_step),
         **service.assumed,
         "provenance": provenance,
     }

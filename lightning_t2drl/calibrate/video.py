@@ -25,7 +25,7 @@ class Video(Service):
     steps = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20)
     whole = CHAIN
     samples = 64
-    assumed: Mapping[str, Any] = {}
+    assumed: Mapping[str, Any] = {"input_mb": [2.0, 6.0], "output_mb": [10.0, 20.0], "deadline": 90.0}
 
     def __init__(self, size: str, iterations: int | None, seed: int) -> None:
         need_extra()

@@ -4,11 +4,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lightning_t2drl.calibrate import fit as module
 from lightning_t2drl.calibrate.fit import fit_curve
 from lightning_t2drl.calibrate.timing import fit_seconds
 from lightning_t2drl.errors import UserError
 
 SHORT = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
+
+
+@pytest.fixture(autouse=True)
+def fewer_draws(monkeypatch):
+    monkeypatch.setattr(module, "DRAWS", 60)
 
 
 def measured(curve, steps, deviation, samples=64, seed=0):
@@ -37,6 +43,14 @@ def test_knots_are_recovered_within_their_intervals(knots, steps, deviation, bet
         assert within[0] - slack <= place <= within[1] + slack
         assert metric[0] - deviation / 2 <= height <= metric[1] + deviation / 2
     assert fit == fit_curve(steps, values, better, whole, seed=0)  # the bootstrap has a generator of its own
+
+
+def test_a_step_between_two_measurements_ends_at_the_second():
+    """Where between them quality rose is not known."""
+    values = measured(lambda count: 1.0 + 9.0 * (count > 1), SHORT, 0.05)
+    assert [knot for knot, _ in fit_curve(SHORT, values, "higher", None, seed=0).knots] == pytest.approx(
+        [1, 2], abs=0.1
+    )
 
 
 @pytest.mark.parametrize(

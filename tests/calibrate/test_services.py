@@ -8,7 +8,7 @@ import yaml
 
 from lightning_t2drl.calibrate import timing
 from lightning_t2drl.calibrate.inpaint import frechet, moments, total_variation
-from lightning_t2drl.calibrate.text import LENGTH, MASK, Text, whole_words
+from lightning_t2drl.calibrate.text import LENGTH, MASK, Text, encode, trigrams, whole_words
 from lightning_t2drl.calibrate.video import films
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.run.commands import run
@@ -77,6 +77,9 @@ def test_metrics_and_films_by_hand():
     one = np.random.default_rng(0).standard_normal((4000, 2))
     assert frechet(moments(one), moments(one)) == pytest.approx(0, abs=1e-6)
     assert frechet(moments(one), moments(3 * one + [1, 2])) == pytest.approx(5 + 2 * 4, rel=0.1)
+    chances = trigrams(encode("abcabcabcabd"))
+    torch.testing.assert_close(chances.sum(-1), torch.ones(MASK, MASK))
+    assert chances[1, 2, 3] > 0.7 > chances[1, 2, 4] > chances[1, 2, 5]
     film = films(torch.ones(1, 1, 8, 8), 20, 12, torch.Generator().manual_seed(0))
     assert ((film + 1).sum((2, 3)) == 2 * 64).all()  # the digit never leaves
     assert (film[:, 0] != film[:, 1]).any() and (film[:, 0] == film[:, 8]).all((1, 2)).any()
