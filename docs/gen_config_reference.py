@@ -30,6 +30,7 @@ COMMANDS = {
     "compare": schemas.CompareConfig,
     "calibrate": schemas.CalibrateConfig,
     "explain": schemas.ExplainConfig,
+    "trace": schemas.TraceConfig,
 }
 GROUPS = {  # of choices, with what they are and the schema of all their files; None: each file names its class
     "experiment": ("What is trained: a scheme and how long.", None),

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-from lightning_t2drl.errors import NonFiniteError
+from lightning_t2drl.errors import NonFiniteError, UserError
 from lightning_t2drl.seeding import derive_seed
 from lightning_t2drl.system import amend_allocation, amend_cache, service
 from lightning_t2drl.system.cells import held_elsewhere
@@ -44,7 +44,8 @@ class EdgeAIGCEnv(EnvBase):
       `load_per_user`), `request`, `input_bits`, `output_bits`, `gain`, `attached` [U], and `served`: what `serve`
       returned for the slot just ended, [U] each, and the executed `shares` [U, 2] of bandwidth and of steps (0 after
       a reset). With several cells also `uplink_interference`, `downlink_interference` [U], W, and `handover` [U];
-      with an edge link `nearby` [M], what other cells hold;
+      with an edge link `nearby` [M], what other cells hold; with recorded demand `ahead` [M], how often each model is
+      asked for from now to the frame's end (for the oracle in hindsight);
     - action: `cache` [M], latched at a frame's first slot and ignored in the others, and `allocation` [U, 2], raw;
     - reward: `slot` [1], the sum of the users' utilities times B / users present, so that the mean over cells is the
       mean over users (one cell: their mean utility), and `frame` [1], at a frame's last slot the mean of its slot
@@ -57,6 +58,7 @@ class EdgeAIGCEnv(EnvBase):
         num_envs: N.
         seed: of the environment's own generator, which lives on `device`.
         device: where everything lives.
+        held_out: whether recorded demand is played from what is held out for evaluation.
     """
 
     batch_locked = True
@@ -67,9 +69,11 @@ class EdgeAIGCEnv(EnvBase):
         num_envs: int = 1,
         seed: int = 0,
         device: torch.device | str = "cpu",
+        held_out: bool = False,
     ) -> None:
         super().__init__(device=torch.device(device), batch_size=torch.Size([num_envs]))
         self.scenario = scenario.to(device)
+        self.held_out = held_out
         self.generator = torch.Generator(device=device)
         self._make_specs()
         self._set_seed(seed)
@@ -99,6 +103,8 @@ class EdgeAIGCEnv(EnvBase):
         if s.cooperates:
             served["nearby"] = flags(*users)
             several["nearby"] = flags(*cells, s.models)
+        if s.recorded_demand:
+            several["ahead"] = unbounded(*cells, s.models, dtype=torch.int32)
         observation = {
             "popularity": unbounded(*cells, s.popularity_width),
             "popularity_state": Categorical(s.popularity_states, shape=cells, device=device),
@@ -181,7 +187,7 @@ class EdgeAIGCEnv(EnvBase):
     def _fresh(self) -> tuple[State, State]:
         """New worlds, and what the environment keeps of each: cache, requests, rewards."""
         s, n = self.scenario, self.batch_size[0]
-        world = initial_state(s, n, self.generator)
+        world = initial_state(s, n, self.generator, self.held_out)
         models, device = (n, s.cells, s.models), self.device
         memory = {
             "cache": torch.zeros(models, dtype=torch.bool, device=device),
@@ -259,12 +265,21 @@ class EdgeAIGCEnv(EnvBase):
             "popularity_state": world["popularity"],
             "load": users * self._load,
             **situation(world | {"cache": memory["cache"]} | self._nearby()),
+            **self._ahead(),
             "served": served,
         }
 
     def _nearby(self) -> dict[str, Tensor]:
         """What other cells hold, [N, B, M], where that matters."""
         return {"nearby": held_elsewhere(self._memory["cache"])} if self.scenario.cooperates else {}
+
+    def _ahead(self) -> dict[str, Tensor]:
+        """What each model is asked for until the frame ends, [N, B, M], where that is recorded."""
+        if not self.scenario.recorded_demand:
+            return {}
+        slot = self._world["slot"]
+        time = self._world["origin"] + slot
+        return {"ahead": self.scenario.requests.ahead(time, time - slot % self.scenario.slots_per_frame)}
 
     def _frame_start(self) -> Tensor:
         return self._in_frame(0)
@@ -280,9 +295,12 @@ class EdgeAIGCEnv(EnvBase):
             "world": {key: value.contiguous() for key, value in self._world.items()},
             "memory": dict(self._memory),
             "generator": self.generator.get_state(),
+            "recordings": self.scenario.recordings,
         }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
+        if state.get("recordings", {}) != self.scenario.recordings:
+            raise UserError(f"env: {', '.join(self.scenario.recordings)} follows another recording than this state")
         self._world, self._memory = (
             {key: value.to(self.device) for key, value in state[part].items()} for part in ("world", "memory")
         )

@@ -71,7 +71,7 @@ def evaluate(
         Per-episode means over slots by metric, [episodes] each, on the CPU; `total_utility` is the sum of slot
         rewards, `net_utility` the utility less the cost of loading models.
     """
-    env = EdgeAIGCEnv(scenario, episodes, derive_seed(seed, "evaluation"), allocator.device)
+    env = EdgeAIGCEnv(scenario, episodes, derive_seed(seed, "evaluation"), allocator.device, held_out=True)
     means = EpisodeMeans(env.scenario)
     slots, done, finite = scenario.slots_per_episode, 0, FiniteWatch()
     with torch.no_grad(), on_own_randomness(cacher, seed), on_own_randomness(allocator, seed):

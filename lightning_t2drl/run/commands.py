@@ -69,6 +69,11 @@ COMMANDS = {
         "lightning_t2drl.run.explain:run_explain",
         takes="slot",
     ),
+    "trace": Command(
+        "Write the requests of a world as a trace that can be played.",
+        "slots=2000 output=trace.csv",
+        "lightning_t2drl.run.trace:run_trace",
+    ),
 }
 
 

@@ -36,6 +36,7 @@ TARGET = "_target_"
 SEARCHPATH = "hydra.searchpath"
 # `channel=umi` and `env.channel=umi` choose as `env/channel=umi` does.
 SHORT = {f"{start}{part}": f"env/{part}" for part in PARTS for start in ("", "env.")}
+OPEN = ("env.demand.columns", "env.mobility.columns")  # groups of keys of the user's own
 
 Plain = dict[str, Any]
 Result = tuple[Plain, dict[str, str]]  # a composed config, and what was chosen of each group
@@ -195,6 +196,7 @@ def _words(command: str, parsed: Sequence[Override], directories: Sequence[str],
         words.append(Word(override, name.replace("/", "."), chooses, line))
     # The keys of a class that the user names are not yet known here: they may be new.
     sections = [word.key.removesuffix(f".{TARGET}") for word in words if word.target]
+    sections += OPEN
     return [
         replace(word, sent=f"++{word.sent}")
         if not word.chooses and word.sent[0] not in "+~" and any(word.under(section) for section in sections)

@@ -145,6 +145,7 @@ def compare(
         "episodes": episodes,
         "seed": seed,
         "deadline": scenario.deadline if isinstance(scenario.deadline, float) else None,
+        "hindsight": scenario.recorded_demand,  # whether the oracle knows the frame's own requests
         "schemes": {name: scheme},
         "references": beside,
     }

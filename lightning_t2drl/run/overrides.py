@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from lightning_t2drl.errors import UserError
 
 # Their values are taken as they are: what stands in a path may hold `=`, as checkpoints do, brackets and blanks.
-AS_TYPED = ("resume", "checkpoint", "output_dir", "name")
+AS_TYPED = ("resume", "checkpoint", "output_dir", "output", "name")
 FLAGS = {"-m": "multirun", "--multirun": "multirun", "-h": "help", "--help": "help", "--cfg": "show", "-c": "show"}
 CONFIG_DIR = ("--config-dir", "-cd")
 
@@ -100,7 +100,7 @@ def _first_line(error: Exception) -> str:
 def quoted(word: str, multirun: bool = False) -> str:
     """A word with its value in quotes if that is to be taken as typed; in a sweep, each of the listed values."""
     key, equals, value = word.partition("=")
-    as_typed = key.lstrip("+") in AS_TYPED or value.endswith((".yaml", ".yml"))
+    as_typed = key.lstrip("+") in AS_TYPED or key.endswith(".file") or value.endswith((".yaml", ".yml"))
     if not equals or not as_typed or value in ("", "null") or value[0] in "'\"[{":
         return word
     pieces = value.split(",") if multirun else [value]

@@ -269,6 +269,20 @@ class CalibrateConfig:
             raise UserError(f"batches: {self.batches} is no list of numbers from 1 on")
 
 
+@dataclass
+class TraceConfig:
+    """The composed configuration of `trace`; `configs/trace.yaml` says what each key means."""
+
+    slots: int = 1000
+    seed: int = 0
+    output: str = "trace.csv"
+    progress_bar: bool = True
+    env: EnvConfig = field(default_factory=EnvConfig)
+
+    def __post_init__(self) -> None:
+        within("", self, seed=(0, 2**63 - 1), slots=(1, 1e9))
+
+
 def _check_name(name: str) -> None:
     """A scheme's name is a row of tables and a folder below `runs/`."""
     if not name.strip(" .") or "/" in name or not name.isprintable():
@@ -283,4 +297,5 @@ SCHEMAS: dict[str, type] = {
     "compare": CompareConfig,
     "calibrate": CalibrateConfig,
     "explain": ExplainConfig,
+    "trace": TraceConfig,
 }

@@ -27,8 +27,9 @@ def rows(results: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """The run's own schemes and then the references, by names that differ."""
     own = list(results["schemes"].items())
     taken = set(results["schemes"])
+    notes = {BEST: " (hindsight)"} if results.get("hindsight") else {}
     return own + [
-        (f"{name} (reference)" if name in taken else name, scheme)
+        (f"{name} (reference)" if name in taken else name + notes.get(name, ""), scheme)
         for name, scheme in results.get("references", {}).items()
     ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ class Recording:
         if not Path(file).is_file():
             raise UserError(f"{self.label} is a directory, not a file")
         self.names = dict(columns or {})
-        self.table = _read(self.label, Path(file).absolute(), Path(file).stat().st_mtime_ns)
+        self.table, self.digest = _read(self.label, Path(file).absolute(), Path(file).stat().st_mtime_ns)
         if self.table.empty:
             raise UserError(f"{self.label} holds no rows")
 
@@ -64,7 +65,7 @@ class Recording:
         values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)
         self.refuse(np.isnan(values), lambda row: f"{name} {column.iloc[row]!r} is no number")
         wrong = (values < low) | (values > high) | ~np.isfinite(values)
-        limits = f"below {low:g}" if high == np.inf else f"not from {low:g} to {high:g}"
+        limits = "not finite" if low == -high else f"below {low:g}" if high == np.inf else f"not {low:g} to {high:g}"
         self.refuse(wrong, lambda row: f"{name} {column.iloc[row]} is {limits}")
         return values
 
@@ -102,12 +103,12 @@ class Recording:
 
 
 @functools.lru_cache(maxsize=4)
-def _read(label: str, path: Path, changed: int) -> pd.DataFrame:
-    """The file's table; read once while it does not change."""
+def _read(label: str, path: Path, changed: int) -> tuple[pd.DataFrame, str]:
+    """The file's table and a digest of its content; read once while it does not change."""
     try:
-        if path.suffix in PARQUET:
-            return pd.read_parquet(path)
-        return pd.read_csv(path, skipinitialspace=True)
+        digest = hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+        table = pd.read_parquet(path) if path.suffix in PARQUET else pd.read_csv(path, skipinitialspace=True)
+        return table, digest
     except pd.errors.EmptyDataError:
         raise UserError(f"{label} is empty") from None
     except ImportError:

@@ -14,6 +14,7 @@ from lightning_t2drl.registry import build
 
 if TYPE_CHECKING:
     from lightning_t2drl.system.channels.base import Channel
+    from lightning_t2drl.system.demands.base import Demand
     from lightning_t2drl.system.fadings.base import Fading
     from lightning_t2drl.system.mobilities.base import Mobility
 
@@ -79,7 +80,8 @@ class Scenario:
     deadline: float | Tensor  # tau, s
     deadline_penalty: float | Tensor  # chi
     switch_cost: float  # utility per bit newly loaded
-    parts: dict[str, dict[str, Any]]  # of `channel`, `fading`, `mobility` the class as `_target_`, and its keys
+    activity: float  # share of the users present that ask for something in a slot
+    parts: dict[str, dict[str, Any]]  # the class of channel, fading, mobility, demand as `_target_`, and its keys
     model_names: tuple[str, ...]
     services: tuple[str, ...]  # which service each model is of
     metrics: tuple[str, ...]  # what each model's metric is, with its unit
@@ -100,8 +102,8 @@ class Scenario:
 
     @property
     def one_crowd(self) -> bool:
-        """Whether all users are always attached to the one cell there is."""
-        return self.cells == 1 and self.everyone_present
+        """Whether all users are always attached to the one cell there is, with a request in every slot."""
+        return self.cells == 1 and self.everyone_present and self.activity == 1 and not self.recorded_demand
 
     @property
     def cooperates(self) -> bool:
@@ -129,15 +131,41 @@ class Scenario:
         return build(self.parts["mobility"], self, key="env.mobility", needs=("start", "move"))
 
     @cached_property
-    def recorded_slots(self) -> int | None:
-        """How many slots are recorded of what the world follows; None where it follows no recording."""
-        return min((p.covers for p in (self.channel, self.mobility) if p.covers is not None), default=None)
+    def requests(self) -> Demand:
+        """Who asks for what."""
+        return build(self.parts["demand"], self, key="env.demand", needs=("request", "recorded"))
 
     @cached_property
-    def starts(self) -> Tensor:
+    def recorded_demand(self) -> bool:
+        """Whether requests come from a recording."""
+        return self.requests.covers is not None
+
+    @property
+    def recordings(self) -> dict[str, str]:
+        """A digest of each recording that is followed, by the part that follows it."""
+        parts: dict[str, Any] = {"channel": self.channel, "mobility": self.mobility, "demand": self.requests}
+        return {name: part.digest for name, part in parts.items() if part.digest}
+
+    @cached_property
+    def recorded_slots(self) -> int | None:
+        """How many slots are recorded of all that follows a recording; None where nothing does."""
+        parts = (self.channel, self.mobility, self.requests)
+        return min((part.covers for part in parts if part.covers is not None), default=None)
+
+    @cached_property
+    def training_starts(self) -> Tensor:
         """The recorded slots at which an episode may start, int64 [S]."""
+        return self._starts(held_out=False)
+
+    @cached_property
+    def held_out_starts(self) -> Tensor:
+        """The same for evaluation: where demand is recorded, in what training does not see."""
+        return self._starts(held_out=True)
+
+    def _starts(self, held_out: bool) -> Tensor:
         slots = 0 if self.recorded_slots is None else self.recorded_slots
-        return torch.arange(max(slots - self.slots_per_episode, 0) + 1, device=self.sites.device)
+        last = max(slots - self.slots_per_episode, 0)
+        return self.requests.starts(torch.arange(last + 1, device=self.sites.device), held_out)
 
     @property
     def cell_bandwidth(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ OBSERVATIONS = ("state", "probabilities", "frequencies")
 PARTS = {  # groups of choices within `env`, and the class of each that is taken where nothing is said
     "channel": "lightning_t2drl.system.channels.macro.MacroChannel",
     "fading": "lightning_t2drl.system.fadings.rician.RicianFading",
+    "demand": "lightning_t2drl.system.demands.markov.MarkovDemand",
     "mobility": "lightning_t2drl.system.mobilities.gauss_markov.GaussMarkovMobility",
 }
 LARGEST_SI = 1e30  # of any override in SI units; what is allowed is checked by config key
@@ -68,6 +69,7 @@ class ScenarioConfig:
     active_users: list[int] | None = None
     arrival_rate: float = 0.0
     departure_rate: float = 0.0
+    activity: float = 1.0
     storage_capacity_gb: float = 20.0
     model_storage_gb: list[float] = field(default_factory=lambda: [4.3, 6.9, 2.1, 5.2, 3.4, 7.7, 2.6, 4.9, 3.1, 6.0])
     zipf_skewness: list[float] = field(default_factory=lambda: [0.6, 1.0, 1.4])
@@ -97,6 +99,7 @@ class ScenarioConfig:
     backhaul_mbps: float = 50.0
     step_budget: float = 1000.0
     channel: Any = field(default_factory=lambda: {"_target_": PARTS["channel"]})
+    demand: Any = field(default_factory=lambda: {"_target_": PARTS["demand"]})
     fading: Any = field(default_factory=lambda: {"_target_": PARTS["fading"]})
     mobility: Any = field(default_factory=lambda: {"_target_": PARTS["mobility"]})
     catalogue: Any = None
@@ -133,8 +136,8 @@ def load_scenario(name: str = "paper", **overrides: Any) -> Scenario:
         name: a file of `configs/env/` without its ending (`paper`, `drift`, ...), or the path of a file of one's own,
             which ends in `.yaml`.
         **overrides: config keys in their units (`bandwidth_mhz=10`) or fields of `Scenario` in SI units
-            (`bandwidth=10e6`); keys of `service` go by their own names (`full_steps=150`); `channel`, `fading` and
-            `mobility` by the name of a choice, or as a dict with the class as `_target_` and its keys.
+            (`bandwidth=10e6`); keys of `service` go by their own names (`full_steps=150`); `channel`, `demand`,
+            `fading` and `mobility` by the name of a choice, or as a dict with the class as `_target_` and its keys.
 
     Raises:
         UserError: there is no such scenario or key, or the value is not possible.
@@ -290,6 +293,7 @@ def build_scenario(config: ScenarioConfig) -> Scenario:
         check.scalar(key, minimum=0.0, maximum=1e6)
     for key in ("alpha", "mobility_memory", "shadowing_memory", "arrival_rate", "departure_rate"):
         check.scalar(key, minimum=0.0, maximum=1.0)
+    check.scalar("activity", minimum=0.0, exclusive=True, maximum=1.0)
     if config.arrival_rate and not config.departure_rate and config.active_users is None:
         raise UserError("env.arrival_rate: everybody is present; set env.active_users or env.departure_rate as well")
     for key in ("deadline_penalty", "switch_cost_per_gb"):
@@ -346,20 +350,40 @@ def build_scenario(config: ScenarioConfig) -> Scenario:
         edge_link_rate=None if config.edge_link_mbps is None else config.edge_link_mbps * 1e6,
         step_budget=config.step_budget,
         switch_cost=config.switch_cost_per_gb / BITS_PER_GB,
+        activity=config.activity,
         parts={name: check.part(name) for name in PARTS},
         **services,
     )
-    _build_parts(scenario)
-    return scenario
+    return _with_parts(scenario)
 
 
-def _build_parts(scenario: Scenario) -> None:
-    """Make what `PARTS` name, so that what cannot be is refused here."""
-    for name in PARTS:
+def _with_parts(scenario: Scenario) -> Scenario:
+    """Make what `PARTS` name, so that what cannot be is refused here.
+
+    Recorded demand replaces the popularity chain: there is one state, with the frequencies of what training sees, and
+    cachers see the last frame's.
+    """
+    for name in ("channel", "fading", "mobility", "requests"):
         getattr(scenario, name)
     slots, episode = scenario.recorded_slots, scenario.slots_per_episode
-    if slots is not None and slots < episode:
+    if slots is None:
+        return scenario
+    if slots < episode:
         raise UserError(f"env.frames_per_episode: an episode takes {episode} slots, what is recorded lasts {slots}")
+    _ = scenario.training_starts, scenario.held_out_starts
+    if (frequencies := scenario.requests.frequencies) is None:
+        return scenario
+    if scenario.activity < 1:
+        raise UserError(f"env.activity: {scenario.activity}; a recording says itself who asks, leave it at 1")
+    return replace(
+        scenario,
+        popularity_states=1,
+        zipf_skewness=torch.zeros(1),
+        popularity_transition=torch.ones(1, 1),
+        popularity_scope="shared",
+        popularity_observation="frequencies",
+        request_probability=frequencies,
+    )
 
 
 def _plain_lists(check: _Check, storage: list[float]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_t2drl.system.cells import attach, interference, members
 from lightning_t2drl.system.channels.base import Links
 from lightning_t2drl.system.demand import inverse_cdf
+from lightning_t2drl.system.demands.base import Recorded
 from lightning_t2drl.system.noise import normal_pairs
 from lightning_t2drl.system.scenario import Scenario
 
@@ -29,6 +30,7 @@ class Noise(NamedTuple):
     fading: Tensor  # normal [N, B, U, 2]
     shadowing: Tensor  # normal [N, B, U], or [N, 0, U] without shadowing
     turnover: Tensor  # uniform [N, 1, U]: who comes and goes; [N, 0, U] where nobody does
+    activity: Tensor  # uniform [N, 1, U]: who asks; [N, 0, U] where everybody does
     walk: Tensor  # uniform [N, U, W]: what else the mobility needs
     radio: Tensor  # normal [N, B, U, C]: what the channel needs
 
@@ -51,7 +53,7 @@ def _turnover(scenario: Scenario) -> bool:
 
 
 def _columns(scenario: Scenario) -> int:
-    per_user = 3 + 2 * _pairs(scenario) + _turnover(scenario) + scenario.mobility.uniforms
+    per_user = 3 + 2 * _pairs(scenario) + _turnover(scenario) + (scenario.activity < 1) + scenario.mobility.uniforms
     return scenario.chains + per_user * scenario.users
 
 
@@ -59,23 +61,25 @@ def split_noise(scenario: Scenario, uniform: Tensor) -> Noise:
     """The numbers of `draw_noise`, by purpose."""
     popularity, rest = uniform.tensor_split((scenario.chains,), -1)
     pairs, cells = _pairs(scenario), scenario.cells
-    demand, first, second, turnover, walk = rest.unflatten(-1, (-1, scenario.users)).tensor_split(
-        (3, 3 + pairs, 3 + 2 * pairs, 3 + 2 * pairs + _turnover(scenario)), 1
+    ends = 3 + 2 * pairs + _turnover(scenario)
+    demand, first, second, turnover, activity, walk = rest.unflatten(-1, (-1, scenario.users)).tensor_split(
+        (3, 3 + pairs, 3 + 2 * pairs, ends, ends + (scenario.activity < 1)), 1
     )
     normal = normal_pairs(first, second)
     last = pairs - cells * scenario.channel.pairs
     shadowing, radio = normal[:, 1 + cells : last, :, 0], normal[:, last:]
     radio = radio.unflatten(1, (cells, -1)).transpose(2, 3).flatten(-2) if scenario.channel.pairs else radio
     walk = walk.transpose(1, 2)
-    return Noise(popularity, demand, normal[:, 0], normal[:, 1 : 1 + cells], shadowing, turnover, walk, radio)
+    return Noise(popularity, demand, normal[:, 0], normal[:, 1 : 1 + cells], shadowing, turnover, activity, walk, radio)
 
 
-def initial_state(scenario: Scenario, envs: int, generator: torch.Generator) -> State:
+def initial_state(scenario: Scenario, envs: int, generator: torch.Generator, held_out: bool = False) -> State:
     """Worlds at the first slot of an episode.
 
     The popularity state starts in the chain's uniform distribution; users stand where their mobility lets them start.
     With `active_users` the first users are there, as many as a uniform whole number from that range says. What is
-    recorded is played from a random slot on, from which it lasts for the episode.
+    recorded is played from a random slot on, from which it lasts for the episode; `held_out`: of what is held out for
+    evaluation.
     """
     counted = scenario.active_users is not None
     recorded = scenario.recorded_slots is not None
@@ -86,7 +90,7 @@ def initial_state(scenario: Scenario, envs: int, generator: torch.Generator) -> 
     slot = torch.zeros(envs, dtype=torch.int64, device=generator.device)
     state = {"slot": slot, "popularity": popularity}
     if recorded:
-        starts = scenario.starts
+        starts = scenario.held_out_starts if held_out else scenario.training_starts
         state["origin"] = starts[(origin.squeeze(-1) * len(starts)).long().clamp_max(len(starts) - 1)]
     rest = rest.unflatten(-1, (5, scenario.users)).transpose(1, 2)
     state |= scenario.mobility.start(_time(state), rest)
@@ -168,25 +172,44 @@ def new_slot(scenario: Scenario, state: State, noise: Noise, moved: Tensor | Non
         long_term = long_term * 10 ** (scenario.shadowing_db / 10 * state["shadowing"])
     gain = long_term * scenario.fading.power(noise.fading)
     out = {"gain": gain} if memory is None else {"gain": gain, "radio": memory}
+    recorded = scenario.requests.recorded(_time(state))
+    asks = _asking(scenario, present, recorded, noise)
     if scenario.cells == 1:
         everyone = torch.ones(shape, dtype=torch.bool, device=position.device)
-        out["attached"] = everyone if present is None else present.unsqueeze(1)
+        out["attached"] = everyone if asks is None else asks.unsqueeze(1)
     else:
         serving, taken_over = attach(long_term, state.get("serving"), scenario.hysteresis_db)
+        if recorded is not None and recorded.cell is not None:  # whatever the radio says
+            serving, taken_over = torch.where(recorded.asks, recorded.cell, serving), torch.zeros_like(taken_over)
         if present is not None:
             serving, taken_over = torch.where(present, serving, -1), taken_over & present
         attached = members(serving, scenario.cells)
+        if asks is not None:
+            attached = attached & asks.unsqueeze(1)
         uplink, downlink = interference(scenario, gain, attached)
         out |= {"serving": serving, "attached": attached, "handover": taken_over.unsqueeze(1) & attached}
         out |= {"uplink_interference": uplink, "downlink_interference": downlink}
     ask, sizes = noise.demand[:, 0], noise.demand[:, 1:]
-    demand = scenario.demand(state["popularity"])
-    if scenario.chains == 1:
-        request = inverse_cdf(scenario.request_cdf[demand[:, 0]], ask)
-    else:  # who is absent asks for nothing: what stands there is seen by no cell
-        own = demand.gather(1, out["serving"].clamp_min(0))
-        request = inverse_cdf(scenario.request_cdf[own], ask.unsqueeze(-1)).squeeze(-1)
+    if recorded is None:
+        request = scenario.requests.request(state["popularity"], out.get("serving"), _time(state), ask)
+    else:
+        request = recorded.request
     least, spread = (of_request(value, request) for value in scenario.payload_ranges)
     input_bits, output_bits = torch.addcmul(least, sizes, spread).unbind(1)
+    if recorded is not None:
+        input_bits = input_bits if recorded.input_bits is None else recorded.input_bits
+        output_bits = output_bits if recorded.output_bits is None else recorded.output_bits
     per_user = {"request": request, "input_bits": input_bits, "output_bits": output_bits}
     return {key: value.unsqueeze(1).expand(shape) for key, value in per_user.items()} | out
+
+
+def _asking(scenario: Scenario, present: Tensor | None, recorded: Recorded | None, noise: Noise) -> Tensor | None:
+    """Who is there and asks for something, bool [N, U]; None: everybody."""
+    asks = present
+    for some in (
+        None if recorded is None else recorded.asks,
+        noise.activity.squeeze(1) < scenario.activity if scenario.activity < 1 else None,
+    ):
+        if some is not None:
+            asks = some if asks is None else asks & some
+    return asks

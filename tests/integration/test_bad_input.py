@@ -19,6 +19,7 @@ from lightning_t2drl.system.scenario_config import CONFIG_ROOT
 
 T, E, B, X, C, M = "train", "evaluate", "benchmark", "export", "compare", "calibrate"
 A, V, S, U = "explain", "view", "serve", "tune"
+R = "trace"
 OUT = "output_dir=out"
 
 CASES = [
@@ -112,6 +113,15 @@ CASES = [
     (T, "channel=table env.channel.file=text.ckpt", "text.ckpt"),
     (T, "mobility=random_waypoint env.mobility.speed=[2,1]", "env.mobility.speed"),
     (T, "mobility=trace env.mobility.file=pickle.ckpt", "pickle.ckpt"),
+    (T, "env/demand=diary", "env/demand=diary"),
+    (T, "demand=trace", "env.demand.file"),
+    (T, "demand=trace env.demand.file=nowhere.csv", "nowhere.csv"),
+    (T, "demand=trace env.demand.file=used", "used"),
+    (T, "demand=trace env.demand.file=empty.ckpt", "empty.ckpt"),
+    (T, "demand=trace env.demand.file=pickle.ckpt", "pickle.ckpt"),
+    (T, "demand=trace env.demand.file=requests.csv", "requests.csv, row 2"),
+    (T, "demand=trace env.demand.file=requests.csv env.demand.columns={time:when}", "when"),
+    (T, "env.activity=0", "env.activity"),
     # policies, loop, trainer
     (T, "cacher.epsilon=3", "cacher.epsilon"),
     (T, "cacher.infeasible=mask", "cacher.infeasible"),
@@ -177,6 +187,9 @@ CASES = [
     (E, "episodes=2 output_dir=text.ckpt/a", "output_dir"),
     (X, "output_dir=policy", "checkpoint"),
     (X, "checkpoint=missing.ckpt", "missing.ckpt"),
+    (R, "output=requests.csv", "requests.csv"),
+    (R, "output=trace.txt", "trace.txt"),
+    (R, "slots=0", "slots"),
     # benchmark.py
     (B, "suite=everything", "suite=everything"),
     (B, "suite.name=[a]", "suite.name"),
@@ -237,6 +250,7 @@ def unsuitable_files():
     Path("pickle.ckpt").write_bytes(pickle.dumps({"weights": [0.0]}))
     Path("empty.ckpt").touch()
     Path("text.ckpt").write_text("hello")
+    Path("requests.csv").write_text("time,model\n60,1\n0,1\n")
     Path("used").mkdir()
     Path("used/notes.txt").write_text("mine")
 

@@ -30,6 +30,7 @@ class Channel:
     Config: type
     pairs = 0  # pairs of standard normal numbers per link and slot that `long_term` is given
     covers: int | None = None  # slots of the recording that it follows; None: it follows none
+    digest = ""  # of that recording: a run goes on with the same one
 
     def __init__(self, scenario: Scenario, config: Any) -> None:
         self.scenario, self.config = scenario, config

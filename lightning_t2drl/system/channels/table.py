@@ -35,6 +35,7 @@ class TableChannel(Channel):
     def __init__(self, scenario: Scenario, config: TableConfig) -> None:
         super().__init__(scenario, config)
         recording = Recording(KEY, config.file)
+        self.digest = recording.digest
         loss = recording.numbers("path_loss", -200, 500)
         device = scenario.sites.device
         self.knots: Tensor | None = None

@@ -22,6 +22,7 @@ class Mobility:
     Config: type
     uniforms = 0  # uniform numbers per user and slot that `move` is given
     covers: int | None = None  # slots of the recording that it follows; None: it follows none
+    digest = ""  # of that recording: a run goes on with the same one
 
     def __init__(self, scenario: Scenario, config: Any) -> None:
         self.scenario, self.config = scenario, config

@@ -37,6 +37,7 @@ class TraceMobility(Mobility):
     def __init__(self, scenario: Scenario, config: TraceMobilityConfig) -> None:
         super().__init__(scenario, config)
         recording, length = Recording(KEY, config.file, config.columns), scenario.slot_duration
+        self.digest = recording.digest
         seconds = recording.seconds(length)
         user = recording.whole("user", scenario.users, "env.users")
         places = np.stack([recording.numbers(axis, -FARTHEST, FARTHEST) for axis in ("x", "y")], -1)

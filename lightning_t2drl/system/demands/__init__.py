@@ -1,0 +1,1 @@
+"""Who asks for what in every slot: one choice of `env/demand` per file."""
