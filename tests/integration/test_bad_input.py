@@ -99,6 +99,12 @@ CASES = [
     (T, "env.service.best_metric=110", "env.service.best_metric"),
     (T, "env.service.base_seconds=abc", "env.service.base_seconds"),
     (T, "env.service=3", "env.service"),
+    (T, "env.catalogue=nowhere", "env.catalogue"),
+    (T, "env.catalogue=nowhere.yaml", "nowhere.yaml"),
+    (T, "env.catalogue=3", "env.catalogue"),
+    (T, "env.catalogue=offer.yaml", "env.catalogue.sketch.knots"),
+    (T, "env=mixed env.model_storage_gb=[1,2]", "env.model_storage_gb"),
+    (T, "env=mixed env.service.full_steps=150", "env.service.full_steps"),
     # choices within the world
     (T, "env/channel=sea", "env/channel=sea"),
     (T, "channel=sea", "env/channel=sea"),
@@ -251,6 +257,9 @@ def unsuitable_files():
     Path("empty.ckpt").touch()
     Path("text.ckpt").write_text("hello")
     Path("requests.csv").write_text("time,model\n60,1\n0,1\n")
+    Path("offer.yaml").write_text(
+        "models: [{name: sketch, knots: [[1, 20], [5, 30]], seconds_per_step: 0.1, storage_gb: 1}]"
+    )
     Path("used").mkdir()
     Path("used/notes.txt").write_text("mine")
 

@@ -27,6 +27,12 @@ where active and x = 0 elsewhere (more steps only cost), see `Users.respond`:
   maximised out, of slope alpha / (A3 - A1) - (1 - alpha) B1 / tau - mu in x where the deadline does not bind and
   alpha / (A3 - A1) - mu - lambda a B1 / (tau - D_gen(x) - D_bh)^2 where it does, without a jump between. So x = A1 if
   the first is not positive; else where the second vanishes, cut to the interval and to what b = 1 can still deliver.
+
+**Services of several kinds** change two things. Steps are counted by what they cost, x_u -> cost_m x_u, which turns
+sum cost_m x_u <= L into the sum above, with A1, A3 and B1 in the same units; alpha, tau and chi are the user's own.
+And a quality curve may have several linear pieces: [A1, A3] is the union of theirs, so the supremum over it is the
+largest of the suprema over the pieces, each found as above with the piece's ends and slope in the places of A1, A3 and
+1 / (A3 - A1). As quality is concave from A1 on, it is the least of all pieces' lines, which is how it is computed.
 """
 
 from __future__ import annotations
