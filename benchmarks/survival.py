@@ -9,12 +9,14 @@ function was called the n-th time. Also prints what a checkpoint costs at the de
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import itertools
 import json
 import multiprocessing
 import os
 import random
+import re
 import signal
 import socket
 import sys
@@ -56,8 +58,16 @@ PHASES: dict[str, tuple[str, float]] = {
     "drawing": ("lightning_t2drl.run.finish:draw_run", 0.5),
     "finishing": ("lightning_t2drl.run.finish:in_order", 0.003),
 }
+# The same of a suite's own bookkeeping.
+SUITE_PHASES: dict[str, tuple[str, float]] = {
+    "running a job": ("lightning_t2drl.suite.benchmark:execute", 1.0),
+    "marking a job done": ("lightning_t2drl.suite.benchmark:as_json", 0.001),
+    "collecting": ("lightning_t2drl.suite.benchmark:collect", 0.02),
+    "drawing": ("lightning_t2drl.suite.benchmark:draw_comparison", 0.3),
+    "writing the page": ("lightning_t2drl.suite.benchmark:write_tables", 0.02),
+}
 FRAMES_PER_ROUND = 8  # a run is lengthened by so much after a kill in every phase
-SEVERAL, COMPILED = "two processes", "compiled"
+SEVERAL, COMPILED, SUITE = "two processes", "compiled", "suite"
 
 KINDS: dict[str, list[str]] = {
     "set networks": [],
@@ -66,7 +76,16 @@ KINDS: dict[str, list[str]] = {
     "single timescale": ["experiment=single_timescale"],
     SEVERAL: ["trainer=ddp", "trainer.accelerator=cpu", "trainer.num_nodes=2", "trainer.devices=1"],
     COMPILED: ["compile=true"],
+    SUITE: [],
 }
+
+SUITE_RUN = [
+    "suite=headline", "suite.gather=[]", "+suite.fixed.lru=[lru, equal]", "~suite.fixed.oracle", "~suite.fixed.schrs",
+    "~suite.fixed.popular_exact", "suite.best=lru",
+    "suite.seeds_small=2", "suite.frames_small=4", "suite.episodes_small=2", "~suite.learners.t2drl_ddpg",
+    f"suite.learners.t2drl.overrides={[word for word in RUN if word.startswith(('env.', 'loop.'))]}",
+    "hydra/launcher=basic",
+]  # fmt: skip
 
 PLACES = ("devices", "num_nodes", "strategy")  # where the same processes run
 
@@ -92,24 +111,24 @@ class Aim:
 
 
 def start(
-    arguments: list[str], log: Path, aim: Aim | None = None, **environment: str
+    arguments: list[str], log: Path, aim: Aim | None = None, command: str = "train", **environment: str
 ) -> multiprocessing.process.BaseProcess:
-    """`train.py` with these arguments in a process of its own, its output appended to `log`."""
-    process = CONTEXT.Process(target=_train, args=(arguments, log, aim, environment))
+    """`t2drl train`, or another command, in a process of its own, its output appended to `log`."""
+    process = CONTEXT.Process(target=_run, args=(command, arguments, log, aim, environment))
     process.start()
     return process
 
 
-def _train(arguments: list[str], log: Path, aim: Aim | None, environment: dict[str, str]) -> None:
+def _run(command: str, arguments: list[str], log: Path, aim: Aim | None, environment: dict[str, str]) -> None:
     os.environ |= environment
     multiprocessing.set_start_method("fork", force=True)  # as in any other process; a fork server's child has its own
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    sys.argv = ["train.py", *arguments]
+    sys.argv = [f"{command}.py", *arguments]
     if aim is not None:
         _take(aim)
-    run_command(["train", *arguments])
+    run_command([command, *arguments])
 
 
 def _take(aim: Aim) -> None:
@@ -117,7 +136,7 @@ def _take(aim: Aim) -> None:
     if aim.phase == "starting":
         signal.setitimer(signal.ITIMER_REAL, aim.wait)
         return
-    module, _, path = PHASES[aim.phase][0].partition(":")
+    module, _, path = (PHASES | SUITE_PHASES)[aim.phase][0].partition(":")
     *owners, name = path.split(".")
     owner: Any = importlib.import_module(module)
     for part in owners:
@@ -229,7 +248,53 @@ def survive(
     }
 
 
+def survive_suite(place: Path, kills: int, seed: int, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """Kill a suite `kills` times, once in every phase before it is begun anew, and compare its tables."""
+    rng = random.Random(f"{seed} {SUITE}")
+    done: dict[str, int] = dict.fromkeys(SUITE_PHASES, 0)
+    identical: dict[str, bool] = {}
+
+    def session(directory: Path, aim: Aim | None) -> bool:
+        process = start([*SUITE_RUN, f"output_dir={directory}"], place / "log", aim, "benchmark")
+        process.join()
+        if process.exitcode == -signal.SIGALRM:
+            return True
+        finish(process, place / "log")
+        return False
+
+    session(place / "whole", None)
+    for number in itertools.count(1):
+        killed = place / f"killed-{number}"
+        for phase, (_, longest) in SUITE_PHASES.items():
+            if sum(done.values()) == kills:
+                break
+            jobs = phase in ("running a job", "marking a job done")
+            died = session(killed, Aim(phase, rng.randint(1, 3) if jobs else 1, rng.uniform(1e-6, longest)))
+            done[phase] += died
+            say(f"{SUITE}, {sum(done.values())} of {kills}: {'killed' if died else 'ended before'} {phase}")
+        session(killed, None)
+        for name, same in compare_suites(place / "whole", killed).items():
+            identical[name] = identical.get(name, True) and same
+        if sum(done.values()) == kills:
+            return {"kills": kills, "by_phase": done, "suites": number, "identical": identical}
+    raise AssertionError
+
+
 # -- comparison
+
+
+def compare_suites(one: Path, two: Path) -> dict[str, bool]:
+    """By file, whether two suites say the same; only seconds and the folder's name may differ."""
+    here, there = (directory / "headline-small" for directory in (one, two))
+    tables = [pd.read_csv(d / "results.csv", dtype=str).drop(columns="training_seconds") for d in (here, there)]
+    pages = [
+        re.sub(rf"{re.escape(str(d))}|\b[\d.]+ s\b", "", (d / "headline-small/README.md").read_text())
+        for d in (one, two)
+    ]
+    out = {"results.csv": tables[0].equals(tables[1]), "README.md": pages[0] == pages[1]}
+    out["gains.csv"] = (here / "gains.csv").read_bytes() == (there / "gains.csv").read_bytes()
+    names = [sorted(path.name for path in directory.iterdir()) for directory in (here, there)]
+    return out | {"files": names[0] == names[1]}
 
 
 def differences(a: Any, b: Any, path: str = "") -> list[str]:
@@ -319,7 +384,10 @@ def main() -> None:
         for kind, share in shares(given.kills, given.kinds).items():
             place = Path(directory) / kind.replace(" ", "-")
             place.mkdir()
-            outcome["kinds"][kind] = survive(place, kind, share, given.seed, lambda text: print(text, flush=True))
+            trial = survive_suite if kind == SUITE else functools.partial(survive, kind=kind)
+            outcome["kinds"][kind] = trial(
+                place, kills=share, seed=given.seed, say=functools.partial(print, flush=True)
+            )
             outcome["kills"] += outcome["kinds"][kind]["kills"]
             write()
         print("timing checkpoints of experiment=quickstart", flush=True)

@@ -39,7 +39,9 @@ def typed(schema: type, values: Mapping[str, Any], key: str) -> Any:
     """
     values = {name: _rows_of_floats(value) for name, value in values.items()}
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), values))
+        config = OmegaConf.structured(schema)
+        config.merge_with(values)  # OmegaConf.merge would copy the schema first
+        return OmegaConf.to_object(config)
     except Misfit as error:
         raise UserError(f"{key}.{error}" if key else str(error)) from None
     except OmegaConfBaseException as error:

@@ -119,6 +119,8 @@ def test_groups_and_keys_together_and_the_last_word_counts():
     assert plain("env=drift", "env.users=3", "env=paper", command="evaluate")["env"]["users"] == 3
     assert plain("++env.users=20")["env"]["users"] == 20
     assert plain("experiment=oracle", "experiment=null")["cacher"]["_target_"].endswith("DDQNCacher")
+    learners = plain("suite.learners.t2drl.length=2", command="benchmark")["suite"]["learners"]
+    assert learners["t2drl"] == {"experiment": "t2drl", "length": 2}
     assert plain("~suite.fixed.oracle", "suite.best=rcars", command="benchmark")["suite"]["fixed"] == {
         "rcars": ["random", "equal"],
         "schrs": ["popular", "genetic"],

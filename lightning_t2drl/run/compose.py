@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -123,7 +123,7 @@ def compose(command: str, arguments: Sequence[str], say: Callable[[str], None] =
             plain, choices = run(words)
         except _NoSuchKeyError as error:
             known = [key for key, _ in leaves(run([w for w in words if w.chooses and "." not in w.key])[0])]
-            raise UserError(_no_such_key(str(error), known)) from None
+            raise UserError(_no_such_key(command, str(error), known)) from None
         plain |= aside
         its = [section for section in stored if choices.get(section) == STORED]
         if checkpoint is not None:
@@ -199,7 +199,9 @@ def _words(command: str, parsed: Sequence[Override], directories: Sequence[str],
     sections += OPEN
     return [
         replace(word, sent=f"++{word.sent}")
-        if not word.chooses and word.sent[0] not in "+~" and any(word.under(section) for section in sections)
+        if not word.chooses
+        and word.sent[0] not in "+~"
+        and (any(word.under(section) for section in sections) or _of_an_entry(command, word.key))
         else word
         for word in words
     ]
@@ -209,6 +211,18 @@ def _like_a_group(word: Word, command: str) -> bool:
     """Whether a key is named like a folder of configs, such as `service` of `calibrate`: Hydra would look there."""
     own = word.key in {field.name for field in fields(SCHEMAS[command])} and not word.chooses
     return own and not word.override.is_delete() and (CONFIG_ROOT / word.key).is_dir()
+
+
+def _of_an_entry(command: str, key: str) -> bool:
+    """Whether the schema has this key in the entries of a mapping, which need not write it out."""
+    kind: Any = SCHEMAS[command]
+    parts = key.split(".")
+    for at, part in enumerate(parts):
+        if get_origin(kind) is dict:
+            entry = get_args(kind)[1]
+            return is_dataclass(entry) and at + 2 == len(parts) and parts[-1] in {field.name for field in fields(entry)}
+        kind = get_type_hints(kind).get(part) if is_dataclass(kind) else None
+    return False
 
 
 def _choice(
@@ -288,7 +302,8 @@ def _explained(error: Exception, directories: Sequence[str]) -> Exception:
     if missing := re.search(r"Could not find '(.+)/(.+)'", text):
         return UserError(no_such_choice(missing[1], missing[2], directories))
     if missing := re.search(r"Could not (?:override|append to|delete from) '(.+?)'\.", text):
-        return _NoSuchKeyError(missing[1])
+        inner = re.search(r"full_key: (\S+)", str(error.__cause__))  # of a mapping, the entry that is not there
+        return _NoSuchKeyError(inner[1] if inner and inner[1].startswith(f"{missing[1]}.") else missing[1])
     if missing := re.search(r"Could not delete from config\. '(.+?)' does not exist", text):
         return _NoSuchKeyError(missing[1])
     if missing := re.search(r"Error merging override (.+?)=", text):
@@ -299,11 +314,16 @@ def _explained(error: Exception, directories: Sequence[str]) -> Exception:
     return UserError(" ".join(lines) or type(error).__name__)
 
 
-def _no_such_key(key: str, known: list[str]) -> str:
+def _no_such_key(command: str, key: str, known: list[str]) -> str:
     if new := renamed.KEYS.get(key):
         return f"{key}: renamed; the key is {new} now"
     if "/" in key:
         return f"{key}: no such group to choose from in what is composed here"
+    kind: Any = SCHEMAS[command]
+    for part in key.split(".")[:-1]:
+        kind = get_type_hints(kind).get(part) if is_dataclass(kind) else None
+    if get_origin(kind) is dict:
+        return f"{key}: there is none yet; +{key}=... adds it{nearest(key, known)}"
     return f"{key}: no such key{nearest(key, known)}"
 
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import pandas as pd
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
 from lightning_t2drl.checks import one_of
 from lightning_t2drl.errors import UserError
@@ -251,8 +250,16 @@ def _plain(command: str, words: tuple[str, ...]) -> Any:
 
 def _says_nothing(word: str, plain: Any) -> bool:
     """Whether an override only repeats what the base config says."""
-    parsed = OverridesParser.create().parse_override(word)
-    return bool(OmegaConf.select(OmegaConf.create(plain), parsed.key_or_group) == parsed.value())
+    key, value = _parsed(word)
+    for part in key.split("."):
+        plain = plain.get(part) if isinstance(plain, dict) else None
+    return bool(plain == value)
+
+
+@functools.cache
+def _parsed(word: str) -> tuple[str, Any]:
+    override = OverridesParser.create().parse_override(word)
+    return str(override.key_or_group), override.value()
 
 
 def _numbered(suite: str, jobs: Sequence[Job], number: int) -> UserError | None:

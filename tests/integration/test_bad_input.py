@@ -208,6 +208,7 @@ CASES = [
     (B, "suite.learners=[t2drl]", "suite.learners"),
     (B, "suite.fixed.rcars=random", "suite.fixed.rcars"),
     (B, "suite.fixed.rcars=[random]", "suite.fixed.rcars"),
+    (B, "suite.fixed.mine=[random,equal]", "suite.fixed.mine: there is none yet; +suite.fixed.mine=... adds it"),
     (B, "+suite.budget=1", "suite.budget"),
     (B, "budget=huge", "budget"),
     (B, "work_dir=jobs", "output_dir"),
