@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +16,8 @@ from lightning_t2drl.seeding import derive_seed, make_generator
 CHAIN = 200  # noise levels: the usual 1,000, beta from 1e-4 to 0.02, five at a time
 FIRST, LAST = 5e-4, 0.1
 BETAS: dict[str, Any] = {"num_train_timesteps": CHAIN, "beta_start": FIRST, "beta_end": LAST}  # linear between
+GROUP = 32  # images of one Frechet distance
+COMPONENTS = 10  # principal components of the pixels that it is measured in
 TEST = 500  # digits that no network is trained on
 EXTRA = "pip install 'lightning-t2drl[calibrate]'"
 
@@ -79,3 +82,32 @@ def train_noise(net: nn.Module, batch: Any, iterations: int, seed: int, tick: Ti
         return (net(torch.cat([noisy, seen], 1), level).sample - noise).square().mean()
 
     train(net, loss, iterations, 2e-3, tick)
+
+
+class Likeness:
+    """How far images are from real ones: Frechet distances in the principal components of the real ones' pixels."""
+
+    def __init__(self, real: Tensor) -> None:
+        from sklearn.decomposition import PCA
+
+        flat = real.flatten(1).numpy()
+        self.components = PCA(COMPONENTS, svd_solver="full").fit(flat)
+        self.reference = moments(self.components.transform(flat))
+
+    def distances(self, images: Tensor) -> list[float]:
+        """One of each group of images [n, ...]."""
+        features = self.components.transform(images.flatten(1).numpy())
+        parts = np.array_split(features, max(len(features) // GROUP, 1))
+        return [frechet(moments(part), self.reference) for part in parts]
+
+
+def moments(features: Any) -> tuple[Any, Any]:
+    """Mean and covariance of features [n, d]."""
+    return features.mean(0), np.cov(features, rowvar=False)
+
+
+def frechet(one: tuple[Any, Any], other: tuple[Any, Any]) -> float:
+    """Frechet distance of two normal distributions given by mean and covariance."""
+    product = np.linalg.eigvals(one[1] @ other[1]).real.clip(min=0)
+    distance = np.square(one[0] - other[0]).sum() + np.trace(one[1]) + np.trace(other[1]) - 2 * np.sqrt(product).sum()
+    return float(distance)

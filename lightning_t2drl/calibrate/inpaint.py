@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_t2drl.calibrate.digits import BETAS, CHAIN, digits, need_extra, train_noise, unet
+from lightning_t2drl.calibrate.digits import BETAS, CHAIN, Likeness, digits, need_extra, train_noise, unet
 from lightning_t2drl.calibrate.service import Metric, Service, Tick, Values, weights
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.seeding import derive_seed, make_generator
@@ -17,8 +16,6 @@ from lightning_t2drl.seeding import derive_seed, make_generator
 CHANNELS = {"small": (16, 32), "large": (32, 64)}
 ITERATIONS = {"small": 800, "large": 600}
 BATCH = 32
-GROUP = 32  # images of one Frechet distance
-COMPONENTS = 10  # principal components of the pixels that it is measured in
 
 
 class Inpaint(Service):
@@ -57,7 +54,6 @@ class Inpaint(Service):
             )
 
     def prepare(self, tick: Tick) -> None:
-        from sklearn.decomposition import PCA
         from sklearn.neural_network import MLPClassifier
 
         def batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -65,12 +61,10 @@ class Inpaint(Service):
             return self.images[chosen], torch.empty(BATCH, 0, 8, 8)
 
         train_noise(self.net, batch, self.iterations, self.seed, tick)
-        flat, real = self.images.flatten(1).numpy(), self.real.flatten(1).numpy()
         state = derive_seed(self.seed, "classifier") % 2**32
         self.classifier = MLPClassifier((64,), random_state=state, max_iter=200, early_stopping=True)
-        self.classifier.fit(flat, self.labels.numpy())
-        self.components = PCA(COMPONENTS, random_state=state).fit(real)
-        self.reference = moments(self.components.transform(real))
+        self.classifier.fit(self.images.flatten(1).numpy(), self.labels.numpy())
+        self.likeness = Likeness(self.real)
 
     def generate(self, steps: int, batch: int, seed: int) -> Tensor:
         *_, (_, images) = self._chain(batch, seed, [steps])
@@ -103,9 +97,8 @@ class Inpaint(Service):
         """Frechet distances of groups; agreement and total variation of each image."""
         flat = images.flatten(1).numpy()
         labels = self.real_labels[torch.arange(len(images)) % len(self.real)].numpy()
-        parts = np.array_split(self.components.transform(flat), max(len(flat) // GROUP, 1))
         return {
-            "frechet": [frechet(moments(part), self.reference) for part in parts],
+            "frechet": self.likeness.distances(images),
             "agreement": (self.classifier.predict(flat) == labels).astype(float).tolist(),
             "tv": total_variation(images).tolist(),
         }
@@ -123,15 +116,3 @@ class Inpaint(Service):
 def total_variation(images: Tensor) -> Tensor:
     """Sum of the absolute differences of neighbouring pixels, [n, 1, h, w] -> [n]."""
     return images.diff(dim=-1).abs().sum((1, 2, 3)) + images.diff(dim=-2).abs().sum((1, 2, 3))
-
-
-def moments(features: Any) -> tuple[Any, Any]:
-    """Mean and covariance of features [n, d]."""
-    return features.mean(0), np.cov(features, rowvar=False)
-
-
-def frechet(one: tuple[Any, Any], other: tuple[Any, Any]) -> float:
-    """Frechet distance of two normal distributions given by mean and covariance."""
-    product = np.linalg.eigvals(one[1] @ other[1]).real.clip(min=0)
-    distance = np.square(one[0] - other[0]).sum() + np.trace(one[1]) + np.trace(other[1]) - 2 * np.sqrt(product).sum()
-    return float(distance)

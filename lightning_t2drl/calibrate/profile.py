@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import time
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -55,6 +56,7 @@ COMMENTS = {
     "device": "that it ran on",
     "cpu": "its name",
     "load": "processes that wanted a core in the last minute, when it ended",
+    "cpu_seconds": "of this process, from its start to the profile",
     "versions": "of what it ran on",
     "date": "of the measurement",
 }
@@ -88,6 +90,7 @@ def profile(
         "seed": config.seed,
         "device": "cpu, one thread" if config.clock == "cpu" else "as the callable chose",
         "cpu": cpu_name(),
+        "cpu_seconds": round(time.process_time()),
         "load": round(os.getloadavg()[0], 2),
         "versions": versions(),
         "date": date.today().isoformat(),

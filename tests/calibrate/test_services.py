@@ -7,7 +7,8 @@ import torch
 import yaml
 
 from lightning_t2drl.calibrate import timing
-from lightning_t2drl.calibrate.inpaint import frechet, moments, total_variation
+from lightning_t2drl.calibrate.digits import frechet, moments
+from lightning_t2drl.calibrate.inpaint import total_variation
 from lightning_t2drl.calibrate.text import LENGTH, MASK, Text, encode, trigrams, whole_words
 from lightning_t2drl.calibrate.video import films
 from lightning_t2drl.errors import UserError
