@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 
+from lightning_t2drl.loop.diagnosis import diagnose
 from lightning_t2drl.loop.evaluation import EvaluationConfig, evaluate, summarise
 
 REPORTED = ("utility", "hit_ratio", "violation_ratio", "quality", "delay")
@@ -34,5 +35,8 @@ class PeriodicEvaluation(L.Callback):
         for name in REPORTED:
             row[f"evaluation/{name}"] = result[name]["mean"]
             row[f"evaluation/{name}_standard_error"] = result[name]["standard_error"]
+        if c.diagnosis:
+            measured = diagnose(pl_module.scenario, pl_module.cacher, pl_module.allocator, c.seed)
+            row |= {f"evaluation/diagnosis_{name}": value for name, value in measured.items()}
         for logger in trainer.loggers:
             logger.log_metrics(row, step=pl_module.frame)

@@ -31,6 +31,7 @@ COMMANDS = {
     "calibrate": schemas.CalibrateConfig,
     "explain": schemas.ExplainConfig,
     "trace": schemas.TraceConfig,
+    "diagnose": schemas.DiagnoseConfig,
 }
 GROUPS = {  # of choices, with what they are and the schema of all their files; None: each file names its class
     "experiment": ("What is trained: a scheme and how long.", None),

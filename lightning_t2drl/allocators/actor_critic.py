@@ -15,6 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from lightning_t2drl.accel.compiling import Compiled
 from lightning_t2drl.allocators.base import Allocator
+from lightning_t2drl.allocators.diagnosis import actor_and_critics
 from lightning_t2drl.allocators.graphs import AllocatorGraph, CriticGraph, observed
 from lightning_t2drl.allocators.objectives import OBJECTIVES, q_weighted, true_value
 from lightning_t2drl.checks import one_of, within
@@ -91,8 +92,8 @@ class ActorCriticAllocator(Allocator):
         self.rounds = 0  # of updates
         if config.objective == "q_weighted" and not hasattr(self.actor, "denoising_loss"):
             raise UserError(
-                f"allocator.objective: q_weighted trains actors that denoise; {type(self.actor).__name__} does not, "
-                "allocator=d3pg, flow and consistency do"
+                f"allocator.objective: q_weighted trains actors that denoise; {type(self.actor).__name__} does not; "
+                "use allocator=d3pg, flow or consistency"
             )
         if self.bootstraps:
             self.target_actor = self.build_actor().requires_grad_(False)
@@ -325,6 +326,9 @@ class ActorCriticAllocator(Allocator):
     def load_extra_state(self, state: dict[str, Any]) -> None:
         super().load_extra_state(state)
         self.rounds = state.get("rounds", 0)
+
+    def diagnosis(self, cells: TensorDict, generator: torch.Generator) -> dict[str, float]:
+        return actor_and_critics(self, cells, generator)
 
     # -- exporting
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -40,3 +41,7 @@ class Allocator(Policy):
             following: what `EdgeAIGCEnv.play` returned for the slot, with `served` and the executed `shares` in it.
         """
         raise NotImplementedError
+
+    def diagnosis(self, cells: TensorDict, generator: torch.Generator) -> dict[str, float]:
+        """What can be measured of this allocator in a slot [N, B], by the names of `loop.diagnosis`."""
+        return {}

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_t2drl.networks.features import State
+from lightning_t2drl.system import service
 from lightning_t2drl.system.scenario import Scenario
 from lightning_t2drl.system.serving import serve, situation
 
@@ -28,12 +29,11 @@ def true_utility(scenario: Scenario, state: State, shares: Tensor) -> Tensor:
     Args:
         state: also holds the slot's situation, see `serving.situation`.
     """
-    bandwidth, steps = shares.unbind(-1)
-    served = serve(
-        scenario, **situation(state), bandwidth=bandwidth.clamp_min(LEAST_SHARE), steps=steps * scenario.step_budget
-    )
-    late = ((served["delay"] / scenario.deadline - 1) / SOFT).sigmoid() * state["attached"]
-    return served["utility"] - scenario.deadline_penalty * (late - late.detach())
+    curve = service.profile(scenario, state["request"])
+    steps = service.steps_of(scenario, state["request"], shares[..., 1])
+    served = serve(scenario, **situation(state), bandwidth=shares[..., 0].clamp_min(LEAST_SHARE), steps=steps)
+    late = ((served["delay"] / curve.deadline - 1) / SOFT).sigmoid() * state["attached"]
+    return served["utility"] - curve.penalty * (late - late.detach())
 
 
 def true_value(scenario: Scenario, state: State, shares: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class EvaluationConfig:
     episodes: int = 50
     final_episodes: int = 200
     seed: int = 1_000_003
+    diagnosis: bool = True
 
     def __post_init__(self) -> None:
         within("evaluation", self, every_n_frames=(0, 1e9), episodes=(1, 1e6), final_episodes=(0, 1e6))

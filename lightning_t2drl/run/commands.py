@@ -21,7 +21,7 @@ class Command:
     Args:
         about, example: what it does, and words for it.
         job: the function that does it with a `Composed`, as MODULE:NAME.
-        takes: the list among its keys that words without `=` go to.
+        takes: the key that words without `=` go to: a list, or the checkpoint.
         named: whether words on keys that the command does not have go there, too, such as NAME=PATH.
     """
 
@@ -74,6 +74,12 @@ COMMANDS = {
         "slots=2000 output=trace.csv",
         "lightning_t2drl.run.trace:run_trace",
     ),
+    "diagnose": Command(
+        "Say what a run suffers from: noise, critics, wasted steps, hits, late users.",
+        "runs/t2drl/latest",
+        "lightning_t2drl.run.diagnose:run_diagnosis",
+        takes="checkpoint",
+    ),
 }
 
 
@@ -108,7 +114,7 @@ def spelt_out(command: str, arguments: Sequence[str]) -> list[str]:
 
     words = [word for word in given.overrides if not listed(word)]
     if taken := [quote(word) for word in given.overrides if listed(word)]:
-        words.append(f"{takes}=[{','.join(taken)}]")
+        words.append(f"{takes}={taken[-1]}" if takes == "checkpoint" else f"{takes}=[{','.join(taken)}]")
     return [*(f"--config-dir={directory}" for directory in given.config_dirs), *words]
 
 

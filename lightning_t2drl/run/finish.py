@@ -9,7 +9,9 @@ from rich.console import Console
 
 from lightning_t2drl.files import as_json, write_atomically
 from lightning_t2drl.loop.checkpoints import in_order
+from lightning_t2drl.loop.diagnosis import diagnose, signatures
 from lightning_t2drl.loop.two_timescale import TwoTimescaleModule
+from lightning_t2drl.run.diagnose import curve_of
 from lightning_t2drl.run.evaluate import RESULT, compare
 from lightning_t2drl.run.figures import draw_run
 from lightning_t2drl.run.loggers import FrameWandbLogger
@@ -39,6 +41,11 @@ def finish_run(
             )
         summary["total_utility"] = ours["total_utility"]["mean"]
         summary["hit_ratio"] = ours["hit_ratio"]["mean"]
+        if config.evaluation.diagnosis:
+            measured = diagnose(world, *pair, e.seed)
+            summary["diagnosis"] = measured | {"signatures": signatures(measured, curve_of(directory))}
+            for line in summary["diagnosis"]["signatures"]:
+                console.print(line, style="yellow", soft_wrap=True)
     figures = draw_run(directory, results) if config.figures else []
     console.print(
         f"results in {directory}: " + ", ".join(sorted(p.name for p in directory.iterdir() if p.name[0] != "."))

@@ -283,6 +283,24 @@ class TraceConfig:
         within("", self, seed=(0, 2**63 - 1), slots=(1, 1e9))
 
 
+@dataclass
+class DiagnoseConfig:
+    """The composed configuration of `diagnose`; `configs/diagnose.yaml` says what each key means."""
+
+    checkpoint: str | None = None
+    trust: list[str] = field(default_factory=list)
+    name: str = "t2drl"
+    seed: int = 1_000_003
+    worlds: int = 256
+    env: EnvConfig = field(default_factory=EnvConfig)
+    cacher: Any = None
+    allocator: Any = None
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        within("", self, seed=(0, 2**63 - 1), worlds=(1, 1e6))
+
+
 def _check_name(name: str) -> None:
     """A scheme's name is a row of tables and a folder below `runs/`."""
     if not name.strip(" .") or "/" in name or not name.isprintable():
@@ -298,4 +316,5 @@ SCHEMAS: dict[str, type] = {
     "calibrate": CalibrateConfig,
     "explain": ExplainConfig,
     "trace": TraceConfig,
+    "diagnose": DiagnoseConfig,
 }

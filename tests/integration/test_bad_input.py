@@ -18,8 +18,8 @@ from lightning_t2drl.run.cli import main
 from lightning_t2drl.system.scenario_config import CONFIG_ROOT
 
 T, E, B, X, C, M = "train", "evaluate", "benchmark", "export", "compare", "calibrate"
-A, V, S, U = "explain", "view", "serve", "tune"
 R = "trace"
+A, V, S, U, D = "explain", "view", "serve", "tune", "diagnose"
 OUT = "output_dir=out"
 
 CASES = [
@@ -144,6 +144,16 @@ CASES = [
     (T, "allocator/diffusion=epsilon allocator.diffusion.beta_max=2", "allocator.diffusion.beta"),
     (T, "allocator.actor.hidden=-3", "allocator.actor.hidden"),
     (T, "allocator.discount=1.1", "allocator.discount"),
+    (T, "allocator.objective=best", "allocator.objective"),
+    (T, "allocator=ddpg allocator.objective=q_weighted", "allocator.objective"),
+    (T, "allocator=sac allocator.discount=0.9 allocator.target_noise=0.2", "allocator.target_noise"),
+    (T, "allocator=consistency allocator.diffusion.steps=8", "allocator.diffusion.steps"),
+    (T, "allocator.diffusion.sampler=euler", "allocator.diffusion.sampler"),
+    (
+        T,
+        "allocator/actor=mlp allocator/critic=mlp allocator.head.square_root_law=true",
+        "allocator.head.square_root_law",
+    ),
     (T, "allocator/head=argmax", "allocator/head=argmax"),
     (T, "allocator.actor.activation=step", "activation"),
     (T, "loop.slot_batch_size=0", "loop.slot_batch_size"),
@@ -241,6 +251,11 @@ CASES = [
     (A, "missing.json", "missing.json"),
     (A, "text.ckpt", "text.ckpt"),
     (A, "slot.json checkpoint=missing.ckpt", "missing.ckpt"),
+    # diagnose
+    (D, "worlds=16", "checkpoint"),
+    (D, "worlds=0", "worlds"),
+    (D, "nowhere", "nowhere"),
+    (D, "text.ckpt", "text.ckpt"),
 ]
 
 
