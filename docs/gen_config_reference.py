@@ -32,6 +32,7 @@ COMMANDS = {
     "explain": schemas.ExplainConfig,
     "trace": schemas.TraceConfig,
     "diagnose": schemas.DiagnoseConfig,
+    "serve": schemas.ServeConfig,
 }
 GROUPS = {  # of choices, with what they are and the schema of all their files; None: each file names its class
     "experiment": ("What is trained: a scheme and how long.", None),

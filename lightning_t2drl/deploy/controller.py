@@ -247,6 +247,12 @@ class Controller(Cell):
         }
         given |= {"uplink_interference": uplink_interference, "downlink_interference": downlink_interference}
         feeds = self.feeds(request, input_bits, output_bits, cache, **given)
+        return self.allocate_checked(feeds, samples, seed)
+
+    def allocate_checked(
+        self, feeds: dict[str, NDArray[Any]], samples: int | None = None, seed: int | None = None
+    ) -> Allocation:
+        """`allocate` with what `feeds` returned."""
         shares = self._shares(feeds, len(feeds["request"]), samples, seed)
         if not math.isfinite(shares.sum()):
             raise RuntimeError("the policy answers with NaN: its parameters are damaged; export it anew")

@@ -46,7 +46,7 @@ def _main(given: list[str]) -> None:
     from lightning_t2drl.run.overrides import read
 
     words = read(arguments)
-    if COMMANDS[command].takes is not None and words.multirun:
+    if words.multirun and (COMMANDS[command].takes is not None or not COMMANDS[command].composed):
         raise UserError(f"-m: {command} has no sweeps")
     if words.help:
         from lightning_t2drl.run.help import command_help

@@ -22,6 +22,7 @@ class Command:
         about, example: what it does, and words for it.
         job: the function that does it with a `Composed`, as MODULE:NAME.
         takes: the key that words without `=` go to: a list, or the checkpoint.
+        composed: whether the job gets a `Composed`, made with PyTorch at hand; else it gets the words.
         named: whether words on keys that the command does not have go there, too, such as NAME=PATH.
     """
 
@@ -30,6 +31,7 @@ class Command:
     job: str
     takes: str | None = None
     named: bool = False
+    composed: bool = True
 
 
 COMMANDS = {
@@ -80,6 +82,12 @@ COMMANDS = {
         "lightning_t2drl.run.diagnose:run_diagnosis",
         takes="checkpoint",
     ),
+    "serve": Command(
+        "An exported policy as an HTTP service, without PyTorch.",
+        "policy=policy port=8000",
+        "lightning_t2drl.deploy.serve:run_serve",
+        composed=False,
+    ),
 }
 
 
@@ -89,10 +97,12 @@ def run(command: str, arguments: Sequence[str]) -> Any:
     Raises:
         UserError: what the user can mend; nothing is printed of it here.
     """
+    module, _, name = COMMANDS[command].job.partition(":")
+    if not COMMANDS[command].composed:
+        return getattr(importlib.import_module(module), name)(arguments)
     prepare_process()
     from lightning_t2drl.run.compose import compose
 
-    module, _, name = COMMANDS[command].job.partition(":")
     composed = compose(command, spelt_out(command, arguments))
     return getattr(importlib.import_module(module), name)(composed)
 

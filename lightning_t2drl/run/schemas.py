@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_t2drl.checks import one_of, within
+from lightning_t2drl.deploy.serve import ServeConfig
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.loop.evaluation import EvaluationConfig
 from lightning_t2drl.loop.two_timescale import LoopConfig
@@ -317,4 +318,5 @@ SCHEMAS: dict[str, type] = {
     "explain": ExplainConfig,
     "trace": TraceConfig,
     "diagnose": DiagnoseConfig,
+    "serve": ServeConfig,
 }

@@ -256,6 +256,11 @@ CASES = [
     (D, "worlds=0", "worlds"),
     (D, "nowhere", "nowhere"),
     (D, "text.ckpt", "text.ckpt"),
+    # serve
+    (S, "port=0", "policy"),
+    (S, "policy=used", "used"),
+    (S, "policy=used ports=1", "ports"),
+    (S, "policy=used port=99999", "port"),
 ]
 
 
