@@ -140,7 +140,8 @@ class SuiteConfig:
     name: str = ""
     env: str = "paper"
     sweep: str | None = None
-    values: list[float] = field(default_factory=list)
+    values: list[Any] = field(default_factory=list)
+    words: dict[str, list[str]] = field(default_factory=dict)
     transfer: bool = False
     curves: bool = False
     reference: str = "rcars"
@@ -162,6 +163,12 @@ class SuiteConfig:
     slow_episodes_full: int = 20
 
     def __post_init__(self) -> None:
+        for place, value in enumerate(self.values):
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                self.values[place] = float(value)
+            elif value not in self.words:
+                known = f", nor one of {', '.join(self.words)}" if self.words else ""
+                raise UserError(f"suite.values: {value!r} is no number{known}")
         amounts = ("seeds", "frames", "episodes", "slow_episodes")
         within("suite", self, **{f"{what}_{budget}": (1, 1e6) for what in amounts for budget in BUDGETS})
 

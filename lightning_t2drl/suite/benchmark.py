@@ -30,7 +30,7 @@ from lightning_t2drl.run.overrides import quote, read
 from lightning_t2drl.run.schemas import BenchmarkConfig, SuiteConfig
 from lightning_t2drl.run.screen import console
 from lightning_t2drl.run.sweep import launch
-from lightning_t2drl.suite.comparison import comparison_table, draw_comparison, draw_curves, write_tables
+from lightning_t2drl.suite.comparison import comparison_table, draw_comparison, draw_curves, shown, write_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 SEARCHING = ("genetic",)  # allocators that take a tenth of a second per slot
@@ -39,6 +39,8 @@ DONE = "job.json"  # what a finished job found and the commit it was made at; it
 ALONE = "references=[]"  # a suite has references of its own
 JOBS = "jobs"  # folder of output_dir that the jobs are in
 PUBLISHED = Path("results")
+
+Value = float | str | None  # of a sweep: a number, or the name of some words
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Job:
     """
 
     scheme: str
-    value: float | None
+    value: Value
     seed: int | None
     command: str
     words: tuple[str, ...]
@@ -73,7 +75,7 @@ class Job:
 
     def __str__(self) -> str:
         known = {"value": self.value, "seed": self.seed}
-        return ", ".join([self.scheme, *(f"{key} {n:g}" for key, n in known.items() if n is not None)])
+        return ", ".join([self.scheme, *(f"{key} {shown(n)}" for key, n in known.items() if n is not None)])
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def make_jobs(config: BenchmarkConfig, flags: Sequence[str] = ()) -> list[Job]:
     make = _Jobs(config, tuple(flags))
     seeds = range(suite.amount("seeds", config.budget))
     pairs = [(scheme, seed) for scheme in suite.learners for seed in seeds]
-    values: list[float | None] = [*suite.values] or [None]
+    values: list[Value] = [*suite.values] or [None]
     values = values[:2] if config.budget == "tiny" else values
     jobs = [make.fixed(scheme, v) for v in values for scheme in sorted(suite.fixed, key=lambda s: s == suite.best)]
     if suite.transfer:
@@ -186,17 +188,17 @@ class _Jobs:
     config: BenchmarkConfig
     flags: tuple[str, ...]
 
-    def fixed(self, scheme: str, value: float | None) -> Job:
+    def fixed(self, scheme: str, value: Value) -> Job:
         suite, pair = self.config.suite, self.config.suite.fixed[scheme]
         if len(pair) != 2:
             raise UserError(f"suite.fixed.{scheme}: {pair} is not [cacher, allocator]")
         cacher, allocator = pair
         episodes = suite.amount("slow_episodes" if allocator in SEARCHING else "episodes", self.config.budget)
         base = (f"env={suite.env}", f"cacher={cacher}", f"allocator={allocator}", ALONE)
-        changes = [word for word in self._swept(value) if word.startswith("env.")]
+        changes = [word for word in self._swept(value) if word.startswith(("env.", "env/"))]
         return self._composed(scheme, value, None, "evaluate", base, [*changes, f"episodes={episodes}"])
 
-    def trained(self, scheme: str, value: float | None, seed: int) -> Job:
+    def trained(self, scheme: str, value: Value, seed: int) -> Job:
         suite, budget, learner = self.config.suite, self.config.budget, self.config.suite.learners[scheme]
         frames = round(suite.amount("frames", budget) * learner.length)
         every = max(frames // CURVE_POINTS, 1) if suite.curves else 0
@@ -206,7 +208,7 @@ class _Jobs:
         base = (f"experiment={learner.experiment}", f"env={suite.env}")
         return self._composed(scheme, value, seed, "train", base, changes)
 
-    def transferred(self, trained: Job, value: float | None) -> Job:
+    def transferred(self, trained: Job, value: Value) -> Job:
         """A policy that was trained once, evaluated at one of the values."""
         episodes = self.config.suite.amount("episodes", self.config.budget)
         changes = [*self._swept(value), f"episodes={episodes}"]
@@ -216,13 +218,15 @@ class _Jobs:
             trained.scheme, value, trained.seed, "evaluate", (*self.flags, checkpoint, ALONE, *changes), directory
         )
 
-    def _swept(self, value: float | None) -> list[str]:
+    def _swept(self, value: Value) -> list[str]:
+        if isinstance(value, str):
+            return list(self.config.suite.words[value])
         return [] if value is None else [f"{self.config.suite.sweep}={value:g}"]
 
     def _composed(
         self,
         scheme: str,
-        value: float | None,
+        value: Value,
         seed: int | None,
         command: str,
         base: tuple[str, ...],

@@ -56,6 +56,11 @@ def _gain(ours: np.ndarray, theirs: np.ndarray) -> str:
     return f"{round(100 * ((ours / theirs).mean() - 1), 2) + 0.0:+.2f} %"  # no sign on what rounds to zero
 
 
+def shown(value: Any) -> str:
+    """A swept value as it is written: a number in short, a name as it is."""
+    return value if isinstance(value, str) else f"{value:g}"
+
+
 def loading_costs(results: pd.DataFrame) -> bool:
     """Whether any run paid for loading models, so that utility less loading is another quantity."""
     return not np.allclose(results["net_utility"], results["utility_played"])
@@ -65,12 +70,12 @@ def summary_rows(results: pd.DataFrame, suite: SuiteConfig) -> list[dict[str, st
     """One row per value and scheme: utility, hit ratio, improvements, share of the way to the best."""
     rows = []
     charged = loading_costs(results)
-    for value, group in results.groupby("value", dropna=False):
+    for value, group in results.groupby("value", dropna=False, sort=not suite.words):
         for scheme, own in group.groupby("scheme", sort=False):
             columns = ("utility", "hit_ratio", "reference_utility", "reference_hit_ratio", "best_utility")
             utility, hits, low_utility, low_hits, best = (own[column].to_numpy() for column in columns)
             way = ((utility - low_utility) / (best - low_utility)).round(6) + 0.0
-            row = {} if suite.sweep is None else {suite.sweep: f"{value:g}"}
+            row = {} if suite.sweep is None else {suite.sweep: shown(value)}
             row |= {
                 "scheme": str(scheme),
                 "seeds": str(len(own)) if own["seed"].notna().any() else "-",
@@ -121,7 +126,7 @@ def improvements(results: pd.DataFrame, suite: SuiteConfig) -> pd.DataFrame:
         theirs = means.loc[scheme]
         gain = (100 * (means.loc[ours] / theirs.where(theirs > 0) - 1)).reset_index()  # no share of zero
         gain.insert(0, "scheme", scheme)
-        gain.insert(1, "place", [f"{suite.sweep}={v:g}" if suite.sweep else "" for v in gain.pop("value")])
+        gain.insert(1, "place", [f"{suite.sweep}={shown(v)}" if suite.sweep else "" for v in gain.pop("value")])
         parts.append(gain)
     return pd.concat(parts, ignore_index=True)
 
@@ -234,6 +239,9 @@ def write_tables(
 def draw_comparison(results: pd.DataFrame, suite: SuiteConfig, directory: Path) -> Path:
     """Utility, that less the cost of loading where there is any, and hit ratio: bars, or curves over a sweep."""
     style()
+    names = list(suite.words)
+    if names:  # drawn in their order
+        results = results.assign(value=results["value"].map(names.index))
     quantities = ["utility", "net_utility", "hit_ratio"]
     if not loading_costs(results):
         quantities.remove("net_utility")
@@ -250,7 +258,9 @@ def draw_comparison(results: pd.DataFrame, suite: SuiteConfig, directory: Path) 
         values = results["value"]
         axes.set_xlabel(KEYS.get(suite.sweep, suite.sweep))
         axes.set_ylabel(QUANTITIES[column])
-        if values.min() > 0 and values.max() / values.min() >= 20:
+        if names:
+            axes.set_xticks(range(len(names)), names)
+        elif values.min() > 0 and values.max() / values.min() >= 20:
             axes.set_xscale("log")
         figure.draw_without_rendering()  # the layout has to be final before labels are placed
         label_ends(axes, ends)
@@ -315,7 +325,7 @@ def draw_curves(curves: pd.DataFrame, results: pd.DataFrame, suite: SuiteConfig,
             if pd.notna(level):
                 ends.append(across(axes, name, level))
         axes.set_xlabel(QUANTITIES["slots"])
-        axes.set_title("" if pd.isna(value) else f"{KEYS.get(str(suite.sweep), suite.sweep)}: {value:g}")
+        axes.set_title("" if pd.isna(value) else f"{KEYS.get(str(suite.sweep), suite.sweep)}: {shown(value)}")
         if axes is panels[0][0]:
             axes.set_ylabel(QUANTITIES["utility"])
         figure.draw_without_rendering()

@@ -16,6 +16,7 @@ from lightning_t2drl.errors import UserError
 from lightning_t2drl.run.evaluate import RESULT
 from lightning_t2drl.run.loggers import COUNTERS, EVALUATION, EVALUATIONS, Row
 from lightning_t2drl.run.resume import CONFIG
+from lightning_t2drl.suite.comparison import shown
 
 KNOWN = "a run's or an evaluation's directory, its evaluation.json or evaluations.csv, a suite's results.csv, *.wandb"
 ERROR = "_standard_error"
@@ -103,7 +104,7 @@ def _table(path: Path) -> list[Source]:
         numbers = {
             key: value for key, value in row.items() if isinstance(value, float) and key not in ("seed", "value")
         }
-        at = "" if pd.isna(row.get("value")) else f" at {row['value']:g}"
+        at = "" if pd.isna(row.get("value")) else f" at {shown(row['value'])}"
         metrics = {str(key): {"mean": value, "standard_error": None} for key, value in numbers.items()}
         sources.append(Source(f"{row['scheme']}{at}", path, metrics, (path.parent.name,)))
     return sources

@@ -81,6 +81,16 @@ def test_suites_share_what_computes_the_same():
     assert len(directories["users"] & directories["storage"]) == 2
 
 
+def test_named_values_are_words(tmp_path):
+    less = ["~suite.fixed.schrs", "~suite.learners.t2drl", "~suite.learners.t2drl_ddpg", "~suite.fixed.popular_exact"]
+    fast = ["suite.fixed.oracle=[popular,equal]", "hydra/launcher=basic"]
+    results = bench(tmp_path, "suite=channel", "suite.values=[umi,macro]", *less, *fast)
+    utility = results.groupby(["scheme", "value"])["utility"].mean().unstack()
+    assert (utility["umi"] != utility["macro"]).all()
+    page = (tmp_path / "out" / "channel-small" / "README.md").read_text()
+    assert page.index("| umi | rcars | - |") < page.index("| macro | rcars | - |")
+
+
 def test_an_unknown_reference_is_named(tmp_path):
     with pytest.raises(UserError, match=r"suite\.reference: 'worst' is none of rcars"):
         bench(tmp_path, "suite.reference=worst")
