@@ -334,9 +334,8 @@ AT_THE_EDGE = [
 
 
 @pytest.mark.parametrize("overrides", AT_THE_EDGE, ids=" ".join)
-@pytest.mark.parametrize("experiment", ["t2drl", "quickstart"])
-def test_what_is_small_or_large_but_possible_trains(experiment, overrides, run_train, tmp_path):
-    summary = run_train(f"experiment={experiment}", *overrides, "evaluation.final_episodes=2", output_dir=tmp_path)
+def test_what_is_small_or_large_but_possible_trains(overrides, run_train, tmp_path):
+    summary = run_train("experiment=t2drl", *overrides, "evaluation.final_episodes=2", output_dir=tmp_path)
     assert summary["gradient_steps"] > 0
     assert math.isfinite(summary["total_utility"]) and 0 <= summary["hit_ratio"] <= 1
 

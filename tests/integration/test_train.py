@@ -24,13 +24,15 @@ def test_every_experiment_runs_and_leaves_its_files(experiment, run_train, run_e
     out = tmp_path / "run"
     extra = ["evaluation.final_episodes=2", "evaluation.every_n_frames=2", "figures=true"]
     extra += {"oracle": ["cacher.slots=4"], "schrs": ["allocator.generations=2"]}.get(experiment, [])
+    frames = 6 if experiment in LEARNERS else 2  # exact allocation of a few slots takes as long as of many
+    extra += [f"frames={frames}"]
     summary = run_train(f"experiment={experiment}", *extra, output_dir=out)
     for name in ("config.yaml", "metrics.csv", "evaluations.csv", "evaluation.json", "summary.json", "checkpoints"):
         assert (out / name).exists(), name
     assert {p.name for p in (out / "figures").iterdir()} == {"learning_curve.png", "hit_ratio.png", "delay_parts.png"}
     metrics = pd.read_csv(out / "metrics.csv")
-    assert metrics["frame"].tolist() == [1, 2, 3, 4, 5, 6]
-    assert metrics["slots"].tolist() == [12 * frame for frame in range(1, 7)]
+    assert metrics["frame"].tolist() == list(range(1, frames + 1))
+    assert metrics["slots"].tolist() == [12 * frame for frame in range(1, frames + 1)]
     assert metrics["gradient_steps"].iloc[-1] == summary["gradient_steps"]
     delays = metrics[["access_delay", "generation_delay", "backhaul_delay"]].sum(axis=1)
     assert (metrics["delay"] <= delays + 1e-3).all()
