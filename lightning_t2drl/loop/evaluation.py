@@ -92,13 +92,14 @@ def evaluate(
 
 
 class EpisodeMeans:
-    """Means over the slots of episodes, by metric."""
+    """Means over the slots of episodes, by metric; but for what is earned, over those in which somebody asked."""
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
         self.sums: dict[str, Tensor] = {}
         self.ratios: dict[str, tuple[Tensor, Tensor]] = {}
         self.slots = 0
+        self.busy: Tensor | int = 0  # slots in which somebody asked, [N]
 
     def add(self, served: TensorDict, cells: Mapping[str, Tensor], frame_reward: Tensor) -> None:
         """Add a slot: what the environment says was `served` [N, B], `attached` and `request` of the cells' observation
@@ -113,17 +114,21 @@ class EpisodeMeans:
             before = self.ratios.get(name, (0.0, 0.0))
             self.ratios[name] = (before[0] + part, before[1] + whole)
         self.slots += 1
+        self.busy = self.busy + attached.flatten(1).any(-1)
 
     def take(self) -> dict[str, Tensor]:
         """The means [N], on the CPU, with `total_utility`, the sum of slot rewards.
 
         A mean over the requests of a service is NaN in an episode that has none.
         """
-        means = {name: (total / self.slots).cpu() for name, total in self.sums.items()}
+        busy = torch.as_tensor(self.busy).cpu()
+        asked = self.slots if bool((busy == self.slots).all()) else busy
+        means = {name: total.cpu() / (self.slots if name in EARNED else asked) for name, total in self.sums.items()}
         means |= {name: (part / whole).cpu() for name, (part, whole) in self.ratios.items()}
         return means | {"total_utility": means["utility"] * self.slots}
 
 
+EARNED = ("utility", "net_utility")
 PER_EPISODE = ("utility", "net_utility", "hit_ratio")  # kept for comparisons with schemes that played fewer episodes
 
 

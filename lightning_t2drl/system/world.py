@@ -184,7 +184,7 @@ def new_slot(scenario: Scenario, state: State, noise: Noise, moved: Tensor | Non
         if present is not None:
             serving, taken_over = torch.where(present, serving, -1), taken_over & present
         attached = members(serving, scenario.cells)
-        if asks is not None:
+        if asks is not None and asks is not present:
             attached = attached & asks.unsqueeze(1)
         uplink, downlink = interference(scenario, gain, attached)
         out |= {"serving": serving, "attached": attached, "handover": taken_over.unsqueeze(1) & attached}

@@ -123,6 +123,21 @@ def test_cells_and_places_come_back_as_they_were(tmp_path):
         torch.testing.assert_close(world["position"][n, rows["user"].to_list()], place)
 
 
+def test_slots_without_a_request_earn_nothing_and_are_in_no_ratio():
+    from lightning_t2drl.allocators.equal import EqualAllocator, EqualConfig
+    from lightning_t2drl.cachers.random import RandomCacher, RandomConfig
+    from lightning_t2drl.loop.evaluation import evaluate
+
+    scenario = load_scenario("paper", users=2, activity=0.2, storage_capacity_gb=50, **SHORT)  # room for all models
+    slots: list[torch.Tensor] = []
+    cacher, allocator = RandomCacher(scenario, RandomConfig()), EqualAllocator(scenario, EqualConfig())
+    means = evaluate(scenario, cacher, allocator, 40, 0,
+                     watch=lambda env, slot: slots.append(slot.following["reward", "slot"]) if slot else None)  # fmt: skip
+    played = means["hit_ratio"].isfinite()
+    assert (means["hit_ratio"][played] == 1).all() and 20 < played.sum() <= 40
+    torch.testing.assert_close(means["total_utility"], sum(slots).flatten())
+
+
 def test_the_oracle_knows_the_frame(tmp_path):
     scenario = load_scenario("paper", activity=0.3, **SHORT)
     trace(scenario, range(60), seed=0).to_csv(tmp_path / "t.csv", index=False)
