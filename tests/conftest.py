@@ -31,6 +31,7 @@ TINY = [
     "evaluation.every_n_frames=2",
     "evaluation.episodes=2",
     "evaluation.final_episodes=0",
+    "evaluation.diagnosis=false",
     "progress_bar=false",
     "figures=false",
 ]

@@ -22,9 +22,10 @@ class ExactConfig:
 
     _target_: str = ""
     rounds: int = 2
+    counts: int = 4
 
     def __post_init__(self) -> None:
-        within("", self, rounds=(0, 1000))
+        within("", self, rounds=(0, 1000), counts=(0, 1000))
 
 
 class ExactAllocator(Allocator):
@@ -34,7 +35,9 @@ class ExactAllocator(Allocator):
     config: ExactConfig
 
     def decide(self, observation: TensorDict, explore: bool = False) -> Tensor:
-        found = slot_bound(self.scenario, **situation(observation), rounds=self.config.rounds)
+        found = slot_bound(
+            self.scenario, **situation(observation), rounds=self.config.rounds, counts=self.config.counts
+        )
         bought = of_model(self.scenario.budget_steps, observation["request"])
         shares = torch.stack((found["bandwidth"], found["steps"] / bought), -1)
         return raw_from_shares(shares)

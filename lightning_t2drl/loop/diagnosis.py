@@ -44,7 +44,7 @@ def diagnose(
     """What `MEANINGS` lists, as far as the pair has it: an allocator that does not learn has no critics."""
     env = EdgeAIGCEnv(scenario, worlds, derive_seed(seed, "diagnosis"), allocator.device)
     start = env.get_state()
-    exact = ExactAllocator(env.scenario, ExactConfig()).to(allocator.device)
+    exact = ExactAllocator(env.scenario, ExactConfig(counts=0)).to(allocator.device)  # near enough to count late users
     popular = PopularCacher(env.scenario, PopularConfig()).to(allocator.device)
     with torch.no_grad(), on_own_randomness(cacher, seed), on_own_randomness(allocator, seed):
         cacher.start_episode(env.observe())
