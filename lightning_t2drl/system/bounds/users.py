@@ -133,9 +133,12 @@ class Users:
         latency = (1 - self.alpha) * (1 - self.rest(x) / self.deadline) - self.weight / b.clamp_min(TINY)
         latency[:, STARVED] = self.alpha - 1
         latency[:, :ON_TIME] -= self.penalty
-        value = self.alpha * self.quality(x) + latency - price * b - step_price * x
+        line = self.score.movedim(-1, 0).unsqueeze(1) + (x[1:] - start.unsqueeze(1)) / rise.unsqueeze(1)
+        quality = torch.where(self.hit, torch.cat((torch.zeros_like(x[:1]), line.clamp(0, 1))), 1.0)
+        value = self.alpha * quality + latency - price * b - step_price * x
         value[:, ON_TIME].masked_fill_(least > 1 + 1e-9, -torch.inf)  # the tolerance forgives rounding
         value[1:].masked_fill_((~self.hit | (most <= start)).unsqueeze(1), -torch.inf)
+        value[2:, ON_TIME].masked_fill_(reach < start[1:], -torch.inf)  # before its piece the line is not the quality
         value = torch.where(self.attached, value, 0.0)
         if len(value) > 2:
             value[1:2], piece = value[1:].max(0, keepdim=True)
