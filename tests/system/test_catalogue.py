@@ -51,7 +51,7 @@ def test_image10_is_the_paper():
 
 def test_mixed_in_si_units():
     s = load_scenario("mixed")
-    assert s.models == 12 and len(s.kinds) == 3 and s.knots is not None
+    assert s.models == 12 and len(s.kinds) == 4 and s.knots is not None
     assert s.input_bits.shape == (12, 2) and len(set(s.deadline.tolist())) == 3 and isinstance(s.alpha, float)
     cells = EdgeAIGCEnv(s, 3, 0).observe()
     low, high = s.input_bits[cells["request"]].unbind(-1)
