@@ -143,6 +143,7 @@ class SuiteConfig:
     values: list[Any] = field(default_factory=list)
     words: dict[str, list[str]] = field(default_factory=dict)
     transfer: bool = False
+    evaluated: list[str] = field(default_factory=list)
     curves: bool = False
     reference: str = "rcars"
     best: str = "oracle"

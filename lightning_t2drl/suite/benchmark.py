@@ -195,7 +195,7 @@ class _Jobs:
         cacher, allocator = pair
         episodes = suite.amount("slow_episodes" if allocator in SEARCHING else "episodes", self.config.budget)
         base = (f"env={suite.env}", f"cacher={cacher}", f"allocator={allocator}", ALONE)
-        changes = [word for word in self._swept(value) if word.startswith(("env.", "env/"))]
+        changes = [word for word in self._swept(value) if word.startswith(("env.", "env/"))] + suite.evaluated
         return self._composed(scheme, value, None, "evaluate", base, [*changes, f"episodes={episodes}"])
 
     def trained(self, scheme: str, value: Value, seed: int) -> Job:
@@ -211,7 +211,7 @@ class _Jobs:
     def transferred(self, trained: Job, value: Value) -> Job:
         """A policy that was trained once, evaluated at one of the values."""
         episodes = self.config.suite.amount("episodes", self.config.budget)
-        changes = [*self._swept(value), f"episodes={episodes}"]
+        changes = [*self._swept(value), *self.config.suite.evaluated, f"episodes={episodes}"]
         directory = self._directory(trained.scheme, [trained.directory.name, changes])
         checkpoint = f"checkpoint={quote(str(trained.directory / 'checkpoints' / 'last'))}"
         return Job(
