@@ -35,6 +35,12 @@ def groups(command: str) -> dict[str, str | None]:
     return {group: choice for group, choice in pairs if not group.startswith("override ")}
 
 
+def inner_groups(group: str) -> list[str]:
+    """The groups of parts of a group's choices, such as `env/channel`."""
+    folders = sorted(path.name for path in (CONFIG_ROOT / group).iterdir() if path.is_dir())
+    return [f"{group}/{name}" for name in folders if options(f"{group}/{name}")]
+
+
 def options(group: str, directories: Sequence[str] = ()) -> dict[str, str]:
     """The choices of a group, and the description in each file's first lines."""
     found = {}

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lightning_t2drl.run.choices import groups, options
+from lightning_t2drl.run.choices import groups, inner_groups, options
 from lightning_t2drl.run.commands import Command
 from lightning_t2drl.run.compose import compose
 
@@ -29,6 +29,7 @@ def command_help(name: str, command: Command, directories: Sequence[str]) -> str
         lines += ["", f"{group}=CHOICE or {group}=PATH.yaml" + (f"   (default: {default})" if default else "")]
         for choice, about in options(group, directories).items():
             lines += _entry(choice, about)
+        lines += [f"  {inner}=" + " | ".join(options(inner, directories)) for inner in inner_groups(group)]
     plain = compose(name, flags).plain
     lines += ["", "Keys and their values where nothing else is chosen or said:"]
     for section, keys in _sections(plain):

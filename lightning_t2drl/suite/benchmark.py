@@ -364,6 +364,7 @@ def _provenance(config: BenchmarkConfig, jobs: Sequence[Job], command: str) -> l
     """Who made this: command, commits, date, machine class, settings."""
     suite, budget = config.suite, config.budget
     commits = sorted({job.found()["commit"] for job in jobs})
+    hindsight = any(job.found()["evaluation"].get("hindsight") for job in jobs)
     return [
         f"- command: `{command}`",
         f"- runs made at commit {', '.join(commits)}; page of {date.today().isoformat()}; {platform.machine()} with "
@@ -372,4 +373,5 @@ def _provenance(config: BenchmarkConfig, jobs: Sequence[Job], command: str) -> l
         f"{suite.amount('frames', budget)} frames of 16 worlds; {suite.amount('episodes', budget)} held-out episodes, "
         f"the same worlds for all schemes (for {', '.join(SEARCHING)} the first "
         f"{suite.amount('slow_episodes', budget)}, put on the scale of all)",
+        *(["- the oracle's cache knows the requests of each frame, in hindsight"] if hindsight else []),
     ]

@@ -77,11 +77,18 @@ class Recording:
         return values.astype(np.int64)
 
     def seconds(self, slot_seconds: float) -> Array:
-        """When each row is, in seconds, from `time` or `slot`; they may not go back."""
+        """When each row is, in seconds, from `time` or `slot`; they may not go back. Dates count from 1970."""
         name = "time" if self.has("time") or not self.has("slot") else "slot"
-        values = self.numbers(name)
+        column = self.column(name)
+        dated = column.dtype.kind == "M" or (column.dtype == object and "-" in str(column.iloc[0])[1:])
+        if dated:
+            dates = pd.to_datetime(column, errors="coerce", utc=True, format="ISO8601")
+            self.refuse(dates.isna().to_numpy(), lambda row: f"{name} {column.iloc[row]!r} is no date")
+            values = ((dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)).to_numpy()
+        else:
+            values = self.numbers(name)
         back = np.concatenate(([False], values[1:] < values[:-1]))
-        self.refuse(back, lambda row: f"{name} goes back from {values[row - 1]:g} to {values[row]:g}")
+        self.refuse(back, lambda row: f"{name} goes back from {column.iloc[row - 1]} to {column.iloc[row]}")
         if name == "slot":
             return values * (slot_seconds or 1.0)
         if slot_seconds == 0:

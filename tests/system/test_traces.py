@@ -73,6 +73,20 @@ def test_a_file_by_hand(tmp_path):
     check_env_specs(EdgeAIGCEnv(s, 3))
 
 
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_dates_are_times(ending, tmp_path):
+    times = pd.date_range("2026-01-31 23:59:00", periods=20, freq="45s")
+    table, file = pd.DataFrame({"time": times, "model": [0, 1] * 10}), tmp_path / f"t.{ending}"
+    table.to_csv(file, index=False) if ending == "csv" else table.to_parquet(file)
+    s = played(file, **SHORT, keys={"held_out": [[times[-8].timestamp(), 2e9]]})
+    assert s.requests.begin == times[0].timestamp() and s.requests.covers == 15
+    table["time"] = table["time"].astype(str)
+    table.loc[3, "time"] = "2026-13-01"
+    write(tmp_path / "bad.csv", table.to_csv(index=False))
+    with pytest.raises(UserError, match=r"row 4: time '2026-13-01' is no date$"):
+        played(tmp_path / "bad.csv", **SHORT)
+
+
 @pytest.mark.parametrize("overrides", [{}, {"activity": 0.4}])
 def test_a_world_played_back_is_the_same_world(overrides, tmp_path):
     """Statistics and utility of the Markov world and of its trace agree within their standard errors."""
