@@ -17,6 +17,7 @@ Array = NDArray[np.float64]
 LEAST_R2 = 0.9
 LARGEST_DROP = 0.1  # of the curve's range: what a metric may get worse with more steps, if that is not noise
 DRAWS = 200
+PLACES = 60  # where knots are first looked for
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ def fit_curve(
     x = np.array(steps, float)
     samples = [sign * np.array(some, float) for some in values]
     y = np.array([some.mean() for some in samples])
+    if np.ptp(y) == 0:
+        raise UserError("the metric is the same with any number of steps")
     _refuse_falling(x, y, samples, sign)
     search, spread = _Search(x), float(np.square(y - y.mean()).sum())
     best = {count: search.best(y, count) for count in (2, 3)}
@@ -106,6 +109,7 @@ class _Search:
     def __init__(self, x: Array) -> None:
         self.x = x
         grid = np.unique(np.concatenate([np.linspace(a, b, 3) for a, b in itertools.pairwise(x)]))
+        grid = grid[np.linspace(0, len(grid) - 1, min(len(grid), PLACES)).round().astype(int)]
         self.places = {count: self._places(grid, count) for count in (2, 3)}
         self.bases = {count: np.stack([_hats(x, p) for p in places]) for count, places in self.places.items()}
         self.inverses = {count: np.linalg.pinv(bases) for count, bases in self.bases.items()}

@@ -61,7 +61,7 @@ def run_calibration(composed: Composed) -> Calibration:
             ):
                 rows += [(count, key, value) for key, found in values.items() for value in found]
                 tick("measuring quality", done, len(steps))
-            tick("measuring seconds", 0, 1)
+            tick("measuring seconds", len(steps), len(steps))
             timed = sorted({steps[round(i * (len(steps) - 1) / (TIMED - 1))] for i in range(TIMED)})
             seconds = measure_seconds(service.generate, timed, config.batches, config.clock)
         quality = pd.DataFrame(rows, columns=["steps", "metric", "value"])

@@ -73,6 +73,11 @@ def test_a_knot_that_the_noise_hides_is_refused():
         fit_curve(SHORT, values, "higher", None, seed=0)
 
 
+def test_a_metric_that_never_changes_is_refused():
+    with pytest.raises(UserError, match="the same with any number of steps"):
+        fit_curve(SHORT, [[0.5, 0.5]] * len(SHORT), "higher", None, seed=0)
+
+
 def test_base_and_step_seconds_are_recovered():
     rows = [
         {"batch": b, "steps": n, "repeat": r, "seconds": 0.5 + 0.02 * b * n + (9.0 if r == 0 and n == 4 else 0.0)}
