@@ -6,7 +6,7 @@ import copy
 import functools
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -26,7 +26,7 @@ from lightning_t2drl.registry import locate, typed
 from lightning_t2drl.run import renamed
 from lightning_t2drl.run.choices import Nodes, file_choice, groups, no_such_choice, offered, primary
 from lightning_t2drl.run.overrides import parse, quote, read, split
-from lightning_t2drl.run.schemas import SCHEMAS
+from lightning_t2drl.run.schemas import SCHEMAS, EnvConfig
 from lightning_t2drl.system.catalogue import read_catalogue, refuse_both
 from lightning_t2drl.system.scenario_config import CONFIG_ROOT, PARTS
 
@@ -168,9 +168,12 @@ def _checkpoint(command: str, parsed: Sequence[Override], say: Callable[[str], N
 
 
 def _with_parts(env: Plain) -> Nodes:
-    """A checkpoint's env as choices: what it holds of `PARTS` are choices of groups, so that words can make others."""
+    """A checkpoint's env as choices: what it holds of `PARTS` are choices of groups, so that words can make others.
+
+    Keys that it does not have yet are at their defaults.
+    """
     groups: Nodes = {(f"env/{part}", STORED): env.get(part) or {TARGET: target} for part, target in PARTS.items()}
-    rest = {key: value for key, value in env.items() if key not in PARTS}
+    rest = {key: value for key, value in (asdict(EnvConfig()) | env).items() if key not in PARTS}
     return {("env", STORED): {"defaults": [*({part: STORED} for part in PARTS), "_self_"], **rest}, **groups}
 
 
