@@ -30,6 +30,7 @@ COMMANDS = {
     "compare": schemas.CompareConfig,
     "calibrate": schemas.CalibrateConfig,
     "explain": schemas.ExplainConfig,
+    "view": schemas.ViewConfig,
     "trace": schemas.TraceConfig,
     "diagnose": schemas.DiagnoseConfig,
     "serve": schemas.ServeConfig,

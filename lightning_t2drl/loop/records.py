@@ -8,6 +8,7 @@
 | `model`, `input_bits`, `output_bits`, `gain` | what is asked for, and the link's power gain |
 | `x`, `y` | where the user stands, m |
 | `hit`, `nearby`, `handover` | model in the cell; in another cell that serves it; user just taken over |
+| `uplink_interference`, `downlink_interference` | of several cells only: at the station and at the user, W |
 | `bandwidth_asked`, `steps_asked` | share of the bandwidth, and denoising steps, before the amender |
 | `bandwidth`, `steps` | the same as executed; a miss gets no steps |
 | `access_delay`, `generation_delay`, `backhaul_delay`, `delay` | s |
@@ -119,6 +120,10 @@ class Recorder:
             return value[attached].numpy()
 
         nobody = torch.zeros_like(attached)
+        several = {}
+        if self.scenario.cells > 1:
+            several["uplink_interference"] = of_users(cells["uplink_interference"].unsqueeze(-1).expand(attached.shape))
+            several["downlink_interference"] = of_users(cells["downlink_interference"])
         asked = (slot.raw.cpu().clamp(-1, 1) + 1) / 2
         place = position[world, user]
         return {
@@ -132,6 +137,7 @@ class Recorder:
             "x": place[:, 0].numpy(),
             "y": place[:, 1].numpy(),
             **{name: of_users(served.get(name, nobody)) for name in ("nearby", "handover")},
+            **several,
             "bandwidth_asked": of_users(asked[..., 0]),
             "steps_asked": of_users(steps_of(self.scenario, cells["request"], asked[..., 1])),
             "bandwidth": of_users(served["shares"][..., 0]),

@@ -71,6 +71,12 @@ COMMANDS = {
         "lightning_t2drl.run.explain:run_explain",
         takes="slot",
     ),
+    "view": Command(
+        "Every slot on one HTML page: map, split, delays, caches, what was lost.",
+        "checkpoint=runs/t2drl/latest/checkpoints/best episodes=10",
+        "lightning_t2drl.run.view:run_view",
+        takes="records",
+    ),
     "trace": Command(
         "Write the requests of a world as a trace that can be played.",
         "slots=2000 output=trace.csv",

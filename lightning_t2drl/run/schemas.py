@@ -229,6 +229,28 @@ class ExplainConfig:
 
 
 @dataclass
+class ViewConfig:
+    """The composed configuration of `view`; `configs/view.yaml` says what each key means."""
+
+    checkpoint: str | None = None
+    trust: list[str] = field(default_factory=list)
+    name: str = "random+equal"
+    records: list[str] = field(default_factory=list)
+    episodes: int = 10
+    seed: int = 1_000_003
+    oracle_slots: int = 256
+    output_dir: str | None = None
+    progress_bar: bool = True
+    env: EnvConfig = field(default_factory=EnvConfig)
+    cacher: Any = None
+    allocator: Any = None
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        within("", self, seed=(0, 2**63 - 1), episodes=(1, 1000), oracle_slots=(0, 1e6))
+
+
+@dataclass
 class CompareConfig:
     """The composed configuration of `compare`; `configs/compare.yaml` says what each key means."""
 
@@ -324,6 +346,7 @@ SCHEMAS: dict[str, type] = {
     "compare": CompareConfig,
     "calibrate": CalibrateConfig,
     "explain": ExplainConfig,
+    "view": ViewConfig,
     "trace": TraceConfig,
     "diagnose": DiagnoseConfig,
     "serve": ServeConfig,

@@ -256,6 +256,10 @@ CASES = [
     (D, "worlds=0", "worlds"),
     (D, "nowhere", "nowhere"),
     (D, "text.ckpt", "text.ckpt"),
+    # view
+    (V, "used", "used"),
+    (V, "episodes=0", "episodes"),
+    (V, "checkpoint=text.ckpt", "text.ckpt"),
     # serve
     (S, "port=0", "policy"),
     (S, "policy=used", "used"),
