@@ -171,13 +171,13 @@ def test_files_of_ones_own(tmp_path):
         "name: sketch\nknots: [[1, 9], [5, 2]]\nseconds_per_step: 0.1\nstorage_gb: 2.0\nprovenance: {by: me}\n"
     )
     path = tmp_path / "desk.yaml"
-    path.write_text("models:\n- {name: a, service: sketch}\n- {name: b, service: text_provisional, storage_gb: 1}\n")
+    path.write_text("models:\n- {name: a, service: sketch}\n- {name: b, service: text, storage_gb: 1}\n")
     composed = compose("train", [f"env.catalogue={path}", f"--config-dir={tmp_path}"])
     held = composed.plain["env"]["catalogue"]
     assert held["models"][0] == {"name": "a", "service": "sketch", "knots": [[1, 9], [5, 2]], "seconds_per_step": 0.1,
                                  "storage_gb": 2.0}  # fmt: skip
     s = load_scenario("paper", catalogue=held)
-    assert s.model_names == ("a", "b") and s.services[0] == "sketch" and s.metrics[1] == "share of real words"
+    assert s.model_names == ("a", "b") and s.services[0] == "sketch" and s.metrics[1] == "words (share of real words)"
     for words, line in {
         ("env.catalogue=nowhere",): "env.catalogue=nowhere: no such catalogue; there are image10",
         (f"env.catalogue={path}",): "env.catalogue.a.service=sketch: no such service",

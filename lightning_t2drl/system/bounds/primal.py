@@ -41,23 +41,34 @@ def _fill(users: Users, x: Tensor, mode: Tensor, rounds: int = 8) -> tuple[Tenso
     return b, torch.where(possible.squeeze(-1), users.utility(x, b).sum(-1), -torch.inf)
 
 
-def _orders(users: Users) -> list[Tensor]:
-    """Keys by which users are granted steps, the least first: the fastest link; where services differ also the cheapest
-    full quality, and the most of it per step.
-    """
-    if users.alike:
-        return [users.link]
-    return [users.link, users.full, users.full / users.alpha]
-
-
-def _within_budget(users: Users, x: Tensor, key: Tensor) -> Tensor:
-    """Grant the steps asked for, users of the least key first, until the budget is used up; [n, U]."""
-    order = key.masked_fill(x == 0, torch.inf).argsort(-1)
+def _within_budget(users: Users, x: Tensor) -> Tensor:
+    """Grant the steps asked for, users with the fastest link first, until the budget is used up; [n, U]."""
+    order = users.link.masked_fill(x == 0, torch.inf).argsort(-1)
     asked = x.gather(-1, order)
     before = asked.cumsum(-1) - asked
     granted = torch.minimum(asked, (users.budget - before).clamp_min(0.0))
     granted = torch.where(granted > users.floor.gather(-1, order), granted, 0.0)  # steps below A1 buy nothing
     return torch.zeros_like(x).scatter(-1, order, granted)
+
+
+def _piece_by_piece(users: Users, x: Tensor) -> Tensor:
+    """Grant the steps asked for by linear pieces of the quality curves, those of most utility per cost first; [n, U].
+
+    The first piece of a curve counts with the steps before it. No piece goes before one that it builds on.
+    """
+    end = torch.cat((users.start[..., 1:], users.full.unsqueeze(-1)), -1)
+    begin = torch.cat((torch.zeros_like(end[..., :1]), users.start[..., 1:]), -1)
+    top = torch.minimum(end, x.unsqueeze(-1))
+    size = (top - begin).clamp_min(0.0)
+    alpha, delay = users.alpha, (1 - users.alpha) * users.per_step / users.deadline
+    worth = (alpha.unsqueeze(-1) if isinstance(alpha, Tensor) else alpha) * (top - users.start) / users.rise
+    worth = worth / size.clamp_min(TINY) - delay.unsqueeze(-1)
+    worth = worth.masked_fill(size == 0, -torch.inf).cummin(-1).values
+    order = worth.flatten(-2).argsort(dim=-1, descending=True, stable=True)
+    asked = size.flatten(-2).gather(-1, order)
+    granted = torch.minimum(asked, (users.budget - (asked.cumsum(-1) - asked)).clamp_min(0.0))
+    granted = torch.zeros_like(asked).scatter(-1, order, granted).view_as(size).sum(-1)
+    return torch.where(granted > users.floor, granted, 0.0)
 
 
 def primal(users: Users, plans: list[Plan], bound: Tensor, rounds: int) -> tuple[Plan, Tensor]:
@@ -67,13 +78,12 @@ def primal(users: Users, plans: list[Plan], bound: Tensor, rounds: int) -> tuple
     """
     late = Plan(users.link, torch.zeros_like(users.link), torch.full_like(plans[0].mode, LATE))  # always possible
     best, best_value = late, torch.full_like(bound, -torch.inf)
-    orders = _orders(users)
+    grants = (_within_budget,) if users.alike else (_within_budget, _piece_by_piece)
     for plan in (late, *plans):
         # A plan may meet the deadline exactly with all of the bandwidth; it must stay feasible with slightly less.
         shares = plan.bandwidth * (1 - 2 * BANDWIDTH_SLACK) / plan.bandwidth.sum(-1, keepdim=True).clamp_min(1.0)
         x = torch.where(plan.mode == ON_TIME, torch.minimum(plan.steps, users.steps_in_time(shares)), plan.steps)
-        for key in orders:
-            granted = _within_budget(users, x, key)
+        for granted in (grant(users, x) for grant in grants):
             b, value = _fill(users, granted, plan.mode)
             best = choose(value > best_value, Plan(b, granted, plan.mode), best)
             best_value = torch.maximum(value, best_value)
