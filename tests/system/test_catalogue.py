@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lightning_t2drl.envs import EdgeAIGCEnv
 from lightning_t2drl.errors import UserError
+from lightning_t2drl.loop.evaluation import EpisodeMeans, summarise
 from lightning_t2drl.run.compose import compose
 from lightning_t2drl.system import load_scenario, serve
 from lightning_t2drl.system.bounds import slot_bound
@@ -25,10 +26,11 @@ def model(name, **keys):
 
 THREE = (
     model("image", cost_per_step=0.18),
-    model("text", knots=[[1, 0.2], [4, 0.5], [12, 0.7], [40, 0.8]], better="higher", seconds_per_step=0.2, alpha=0.7,
-          base_seconds=0.5, deadline=12.0, input_mb=[0.1, 0.2], output_mb=[0.1, 0.2], cost_per_step=0.2),
-    model("video", knots=[[2, 14], [5, 19], [10, 21]], better="higher", seconds_per_step=2.0, deadline=80.0,
-          deadline_penalty=1.0, output_mb=[10, 20], cost_per_step=2.0),
+    model("text", metric="words", knots=[[1, 0.2], [4, 0.5], [12, 0.7], [40, 0.8]], better="higher", alpha=0.7,
+          seconds_per_step=0.2, base_seconds=0.5, deadline=12.0, input_mb=[0.1, 0.2], output_mb=[0.1, 0.2],
+          cost_per_step=0.2),
+    model("video", metric="PSNR", knots=[[2, 14], [5, 19], [10, 21]], better="higher", seconds_per_step=2.0,
+          deadline=80.0, deadline_penalty=1.0, output_mb=[10, 20], cost_per_step=2.0),
 )  # fmt: skip
 
 
@@ -137,6 +139,27 @@ def test_cheap_hits_get_their_steps_first():
     found = slot_bound(s, torch.tensor([[0, 0, 1, 1]]), bits, bits, gain, torch.ones(1, 2, dtype=torch.bool))
     assert (found["steps"][:, 2:] >= 170 * (1 - 1e-6)).all()
     assert found["achieved"].item() == pytest.approx(found["bound"].item(), abs=1e-5)
+
+
+def test_reports_by_service():
+    """Three hits of two services, one of them with steps that end at its floor, and a miss that counts for neither."""
+    s = three(users=4, deadline_penalty=0.0)
+    request = torch.tensor([[[0, 0, 1, 1]]])
+    steps = torch.tensor([[[60.0, 115.0, 40.0, 0.0]]])
+    shares = torch.stack((torch.full((1, 1, 4), 0.25), steps / s.budget_steps[request]), -1)
+    bits = torch.full((1, 1, 4), 1e6)
+    given = {"request": request, "input_bits": bits, "output_bits": bits, "gain": torch.full((1, 1, 4), 1e-9)}
+    served = serve(s, **given, cache=torch.ones(1, 1, 3, dtype=torch.bool), bandwidth=shares[..., 0], steps=steps)
+    served["shares"], served["hit"][..., 3] = shares, False
+    means = EpisodeMeans(s)
+    means.add(served, {"attached": torch.ones(1, 1, 4, dtype=torch.bool), "request": request}, torch.zeros(1, 1, 1))
+    found = {name: value.item() for name, value in means.take().items()}
+    assert found["wasted_steps"] == pytest.approx(1 / 3) and found["hit_ratio"] == 0.75
+    assert (found["hit_ratio/image"], found["hit_ratio/text"]) == (1.0, 0.5) and "metric" not in found
+    assert found["metric/image"] == pytest.approx((110 + 69) / 2) and found["quality/text"] == pytest.approx(0.5)
+    assert found["delay/image"] == pytest.approx(served["delay"][..., :2].mean().item())
+    assert np.isnan(found["hit_ratio/video"]) and np.isnan(summarise({"a": torch.tensor([torch.nan])})["a"]["mean"])
+    assert summarise({"a": torch.tensor([torch.nan, 2.0, 4.0])})["a"]["mean"] == 3.0
 
 
 BAD = {
