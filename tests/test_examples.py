@@ -63,6 +63,11 @@ def test_torchrl_collector():
     assert all(math.isfinite(utility) for utility in found.values())
 
 
+def test_torchrl_ppo():
+    found = importlib.import_module("torchrl_ppo").main(num_envs=2, rounds=2, epochs=1, minibatch=100)
+    assert all(math.isfinite(utility) for utility in found.values())
+
+
 def test_stable_baselines3_sac():
     found = importlib.import_module("stable_baselines3_sac").main(steps=20, episodes=1)
     assert all(math.isfinite(utility) for utility in found.values())

@@ -42,6 +42,7 @@ def test_a_policy_trained_once_is_evaluated_by_one_sample_and_by_the_best_of_two
     short = "['env.num_envs=2','env.slots_per_frame=2','loop.slot_warmup=2']"
     words = [
         "suite=sample_noise",
+        "hydra/launcher=basic",
         "suite.fixed.oracle=[popular,equal]",
         f"suite.learners.best.overrides={short}",
         *less,

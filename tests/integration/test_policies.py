@@ -1,0 +1,37 @@
+"""The policies that ship: small, plain, and good at loads near and far from those they were trained with."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_t2drl.errors import UserError
+from lightning_t2drl.loop.evaluation import evaluate
+from lightning_t2drl.run.api import load_policy
+from lightning_t2drl.run.evaluate import REFERENCES
+
+POLICIES = Path(__file__).resolve().parents[2] / "policies"
+SHORT = ("env.active_users=null", "env.frames_per_episode=2")
+
+
+def test_they_are_small():
+    files = list(POLICIES.glob("*/*.ckpt"))
+    assert files and all(file.stat().st_size <= 2**20 for file in files)
+
+
+@pytest.mark.parametrize("users", [5, 20, 80])
+def test_any_load_is_far_above_random_caching_at_any_load(users):
+    policy = load_policy(POLICIES / "t2drl-any-load", *SHORT, f"env.users={users}")
+    ours = evaluate(policy.scenario, policy.cacher, policy.allocator, 8, 1)["utility"].mean()
+    random = evaluate(policy.scenario, *REFERENCES["rcars"](policy.scenario), 8, 1)["utility"].mean()
+    assert ours > random + {5: 0.02, 20: 0.2, 80: 0.2}[users]
+
+
+def test_a_shipped_policy_exports_and_is_no_run(run_train, tmp_path):
+    path = POLICIES / "t2drl-any-load"
+    exported = load_policy(path).allocator.export()
+    assert set(exported.graphs) == {"allocator", "critic"} and exported.facts["users"] is None
+    shares = exported.graphs["allocator"].module(*exported.graphs["allocator"].inputs.values())
+    assert torch.isfinite(shares).all()
+    with pytest.raises(UserError, match="the checkpoint holds a policy, not a run"):
+        run_train(f"resume={next(path.glob('*.ckpt'))}", output_dir=tmp_path)

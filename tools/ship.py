@@ -1,0 +1,59 @@
+"""Makes a policy that ships of a run: parameters and config alone, without optimizers, replay and worlds.
+
+python -m tools.ship runs/a policies/NAME
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lightning_t2drl.errors import UserError
+from lightning_t2drl.loop.checkpoints import AtomicCheckpointIO, resolve
+from lightning_t2drl.loop.state import KEY
+from lightning_t2drl.registry import class_of, typed
+
+LARGEST = 2**20  # bytes
+
+
+def ship(run: str, directory: Path) -> Path:
+    """Write what decides of a run's newest checkpoint into a directory of its own, and return the file.
+
+    Raises:
+        UserError: the run holds no checkpoint, or the policy is larger than one that may be committed.
+    """
+    path, content = resolve(run, warnings.warn)
+    own: dict[str, Any] = content[KEY]
+    kept = {"state_dict": content["state_dict"], KEY: own | {"ranks": [], "run_id": None}}
+    config = {key: value for key, value in own["config"].items() if key not in ("output_dir", "resume")}
+    kept[KEY]["config"] = config | {section: whole(config[section]) for section in ("cacher", "allocator")}
+    target = directory / f"frame={own['frame']:09d}.ckpt"
+    AtomicCheckpointIO().save_checkpoint(kept, target)
+    if target.stat().st_size > LARGEST:
+        target.unlink()
+        raise UserError(f"{path}: its policy takes more than {LARGEST // 2**20} MiB")
+    return target
+
+
+def whole(section: dict[str, Any]) -> dict[str, Any]:
+    """A section of a config with every key that its class has, so that each can be changed when it is evaluated."""
+    config = typed(class_of(section, "").Config, section, "")
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {
+        key: whole(value) if isinstance(value, dict) and "_target_" in value else value for key, value in values.items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", help="a checkpoint or a run's directory")
+    parser.add_argument("directory", type=Path)
+    arguments = parser.parse_args()
+    print(ship(arguments.run, arguments.directory))
+
+
+if __name__ == "__main__":
+    main()
