@@ -56,7 +56,7 @@ def typed(schema: type, values: Mapping[str, Any], key: str) -> Any:
             hint = get_type_hints(owner)[inner.rpartition(".")[2]]
             kind = hint.__name__ if isinstance(hint, type) else hint
             reason = f"{value!r} is not {f'a group of {_keys(hint)}' if dataclasses.is_dataclass(hint) else kind}"
-        raise UserError(f"{name}: {reason.replace('typing.List', 'list')}") from None
+        raise UserError(f"{name}: {reason.replace('typing.List', 'list').replace('[typing.Any]', '')}") from None
 
 
 def _rows_of_floats(value: Any) -> Any:
