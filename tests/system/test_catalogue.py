@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from lightning_t2drl.envs import EdgeAIGCEnv
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.loop.evaluation import EpisodeMeans, summarise
+from lightning_t2drl.networks.features import UserFeatures, floor_share
 from lightning_t2drl.run.compose import compose
 from lightning_t2drl.system import load_scenario, serve
 from lightning_t2drl.system.bounds import slot_bound
@@ -139,6 +140,22 @@ def test_cheap_hits_get_their_steps_first():
     found = slot_bound(s, torch.tensor([[0, 0, 1, 1]]), bits, bits, gain, torch.ones(1, 2, dtype=torch.bool))
     assert (found["steps"][:, 2:] >= 170 * (1 - 1e-6)).all()
     assert found["achieved"].item() == pytest.approx(found["bound"].item(), abs=1e-5)
+
+
+def test_networks_see_no_unit_of_a_service():
+    """Three times slower in every respect, or steps that cost and buy five times as much: all is seen as before."""
+    slower = {key: 3.0 for key in ("seconds_per_step", "base_seconds", "deadline")} | {"cost_per_step": 5.0}
+    whole = [{"deadline": 60.0} | keys for keys in THREE]  # the env's deadline, too
+    scaled = [{key: v * slower[key] if key in slower else v for key, v in keys.items()} for keys in whole]
+    plain = three(step_budget=30.0)
+    other = load_scenario("paper", catalogue={"models": scaled}, storage_capacity_gb=3.0, step_budget=150.0,
+                          bandwidth=plain.bandwidth / 3, noise_density=plain.noise_density * 3,
+                          backhaul_rate=plain.backhaul_rate / 3)  # fmt: skip
+    cells = EdgeAIGCEnv(plain, 4, 0).latch(torch.tensor([True, False, True]).expand(4, 1, 3))
+    seen, as_before = (UserFeatures(s)(s, cells) for s in (other, plain))
+    for name, value in as_before.items():
+        torch.testing.assert_close(seen[name], value, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(floor_share(other, cells), floor_share(plain, cells))
 
 
 def test_reports_by_service():
