@@ -239,7 +239,7 @@ def write_tables(
 def draw_comparison(results: pd.DataFrame, suite: SuiteConfig, directory: Path) -> Path:
     """Utility, that less the cost of loading where there is any, and hit ratio: bars, or curves over a sweep."""
     style()
-    names = list(suite.words)
+    names = [value for value in suite.values if isinstance(value, str)]
     if names:  # drawn in their order
         results = results.assign(value=results["value"].map(names.index))
     quantities = ["utility", "net_utility", "hit_ratio"]
