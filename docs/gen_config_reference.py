@@ -31,6 +31,7 @@ COMMANDS = {
     "calibrate": schemas.CalibrateConfig,
     "explain": schemas.ExplainConfig,
     "view": schemas.ViewConfig,
+    "tune": schemas.TuneConfig,
     "trace": schemas.TraceConfig,
     "diagnose": schemas.DiagnoseConfig,
     "serve": schemas.ServeConfig,
@@ -43,6 +44,7 @@ GROUPS = {  # of choices, with what they are and the schema of all their files; 
     "loop": ("How much is played, stored and learned.", schemas.LoopConfig),
     "trainer": ("Where and in which precision networks run.", schemas.TrainerConfig),
     "logger": ("Where metrics go, beside `metrics.csv`.", schemas.LoggerConfig),
+    "space": ("Which keys `t2drl tune` tries, and their ranges.", schemas.SpaceConfig),
     "suite": ("What `t2drl benchmark` compares.", schemas.SuiteConfig),
 }
 

@@ -77,6 +77,13 @@ COMMANDS = {
         "lightning_t2drl.run.view:run_view",
         takes="records",
     ),
+    "tune": Command(
+        "Search for good values of keys: trials end early, a search resumes.",
+        "experiment=quickstart space=learning_rates trials=30 output_dir=runs/tune",
+        "lightning_t2drl.run.tune:run_tune",
+        takes="train",
+        named=True,
+    ),
     "trace": Command(
         "Write the requests of a world as a trace that can be played.",
         "slots=2000 output=trace.csv",

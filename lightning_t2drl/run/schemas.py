@@ -251,6 +251,32 @@ class ViewConfig:
 
 
 @dataclass
+class SpaceConfig:
+    """`configs/space/*.yaml`: the keys that a search tries, and their ranges."""
+
+    keys: list[Any] = field(default_factory=list)
+
+
+@dataclass
+class TuneConfig:
+    """The composed configuration of `tune`; `configs/tune.yaml` says what each key means."""
+
+    space: SpaceConfig = field(default_factory=SpaceConfig)
+    train: list[str] = field(default_factory=list)
+    trials: int = 50
+    workers: int = 1
+    prune: bool = True
+    startup_trials: int = 8
+    study: str = "t2drl"
+    storage: str | None = None
+    heartbeat: int = 60
+    output_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        within("", self, trials=(1, 1e6), workers=(1, 1024), startup_trials=(1, 1e6), heartbeat=(1, 1e6))
+
+
+@dataclass
 class CompareConfig:
     """The composed configuration of `compare`; `configs/compare.yaml` says what each key means."""
 
@@ -347,6 +373,7 @@ SCHEMAS: dict[str, type] = {
     "calibrate": CalibrateConfig,
     "explain": ExplainConfig,
     "view": ViewConfig,
+    "tune": TuneConfig,
     "trace": TraceConfig,
     "diagnose": DiagnoseConfig,
     "serve": ServeConfig,

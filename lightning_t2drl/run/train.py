@@ -6,7 +6,7 @@ import errno
 import json
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +55,16 @@ class Frames:
         return iter(range(self.frames))
 
 
-def train(config: TrainConfig, raw: DictConfig, overrides: list[str]) -> dict[str, Any]:
+def train(
+    config: TrainConfig, raw: DictConfig, overrides: list[str], watching: Sequence[L.Callback] = ()
+) -> dict[str, Any]:
     """Train as configured and return what `summary.json` holds.
 
     Args:
         config: the composed and checked configuration.
         raw: the same as Hydra composed it; it is saved with the run and in its checkpoints.
         overrides: the command line; the first screen says what it changes.
+        watching: more callbacks, after those of evaluations.
 
     Raises:
         UserError: before anything is written, if the config cannot be run.
@@ -93,7 +96,7 @@ def train(config: TrainConfig, raw: DictConfig, overrides: list[str]) -> dict[st
                 prepare(start, directory)
             if is_rank_zero() and config.output_dir is None:
                 point_latest(directory)
-            summary = _run(config, plain, module, directory, start, environment, opened, screen)
+            summary = _run(config, plain, module, directory, start, environment, opened, screen, watching)
             return summary | {"output_dir": str(directory)}
         except OSError as error:
             if error.errno not in DISK_ERRORS:
@@ -131,6 +134,7 @@ def _run(
     environment: ClusterEnvironment,
     opened: str,
     screen: Console,
+    watching: Sequence[L.Callback] = (),
 ) -> dict[str, Any]:
     module.checkpoint_extra = {"config": plain, "run_id": start.identity.run_id}
     module.schedule_frames = plain["schedule_frames"]
@@ -147,7 +151,7 @@ def _run(
         loggers = make_loggers(config, plain, directory, frame, start.identity.run_id, screen.print)
     stop = GracefulStop()
     saver = FrameCheckpoint(directory / "checkpoints", config.checkpoint.every_n_frames, config.checkpoint.keep)
-    callbacks: list[L.Callback] = [stop, PeriodicEvaluation(config.evaluation), saver]
+    callbacks: list[L.Callback] = [stop, PeriodicEvaluation(config.evaluation), *watching, saver]
     if config.progress_bar:
         callbacks.insert(0, FrameProgress(screen))
     trainer = make_trainer(config, environment, directory, loggers, callbacks)

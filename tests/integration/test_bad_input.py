@@ -260,6 +260,12 @@ CASES = [
     (V, "used", "used"),
     (V, "episodes=0", "episodes"),
     (V, "checkpoint=text.ckpt", "text.ckpt"),
+    # tune
+    (U, "space=nope", "space=nope"),
+    (U, "space.keys=[]", "space.keys"),
+    (U, "trials=0", "trials"),
+    (U, "space.keys=[{key:cacher.nope,low:1,high:2}]", "cacher.nope"),
+    (U, "experiment=t3drl", "experiment=t3drl"),
     # serve
     (S, "port=0", "policy"),
     (S, "policy=used", "used"),

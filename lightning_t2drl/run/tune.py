@@ -1,0 +1,287 @@
+"""A search for good values of keys by Optuna: what `t2drl tune` does.
+
+A trial is a training run. It ends early where its evaluations fall behind; one that was killed goes on from its
+checkpoint. The study is in a database, so that a search resumes and several workers share it.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pandas as pd
+import yaml
+from omegaconf import OmegaConf
+from rich.text import Text
+
+from lightning_t2drl.errors import NonFiniteError, UserError
+from lightning_t2drl.files import write_atomically
+from lightning_t2drl.run.choices import groups
+from lightning_t2drl.run.commands import prepare_process
+from lightning_t2drl.run.compose import Composed, compose
+from lightning_t2drl.run.loggers import EVALUATIONS
+from lightning_t2drl.run.overrides import as_override, parse, read
+from lightning_t2drl.run.results_dir import RUNS
+from lightning_t2drl.run.schemas import TuneConfig
+from lightning_t2drl.run.screen import console
+from lightning_t2drl.run.sweep import launch
+from lightning_t2drl.run.tables import plain_table
+from lightning_t2drl.run.train import train
+
+QUIET = ("resume=auto", "progress_bar=false", "figures=false", "evaluation.final_episodes=0")
+RANGE = ("key", "low", "high", "log", "choices")
+SHOWN = 5  # trials of the table
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a search has found so far.
+
+    Args:
+        trials: one row per finished trial: `trial`, `state`, `utility` and each key's value.
+        best: words that set the best values.
+        experiment: the best config as an experiment file.
+        output_dir: where everything is.
+    """
+
+    trials: pd.DataFrame
+    best: list[str]
+    experiment: Path
+    output_dir: Path
+
+
+def run_tune(composed: Composed) -> Tuning:
+    """Search until the study has as many finished trials as asked for, and write what it found.
+
+    Raises:
+        UserError: a key or range cannot be, Optuna is not installed, or no trial finished.
+    """
+    optuna = _optuna()
+    config, screen = composed.config, console()
+    flags = [f"--config-dir={directory}" for directory in read(composed.arguments).config_dirs]
+    words = [*flags, *config.train]
+    ranges = [_checked(number, entry) for number, entry in enumerate(config.space.keys)]
+    if not ranges:
+        raise UserError("space.keys: empty; name the keys to search, or choose a space")
+    for end in (0, -1):  # both ends of every range have to compose
+        compose("train", [*words, *(as_override(r["key"], _values(r)[end])[0] for r in ranges)])
+    directory = Path(config.output_dir or RUNS / "tune" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output_dir: {directory} cannot be written ({error.strerror})") from None
+    study = open_study(config, directory)
+    done = len(_finished(study))
+    screen.print(
+        f"study {study.study_name} in {_url(config, directory)}: {done} of {config.trials} trials are finished"
+    )
+    job = partial(work, config, words, ranges, directory)
+    here = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={config.workers}"]
+    for outcome in launch(job, config.workers, here) if config.workers > 1 else [job(0)]:
+        if isinstance(outcome, Exception):
+            raise outcome
+    if not study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)):
+        raise UserError(f"{directory}: no trial finished")
+    return report(study, words, directory, screen)
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise UserError('tune: Optuna is not installed; pip install "lightning-t2drl[tune]"') from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+def _checked(number: int, entry: Any) -> dict[str, Any]:
+    """A key and its range, or its choices."""
+    where = f"space.keys[{number}]"
+    if not isinstance(entry, dict) or not isinstance(entry.get("key"), str) or set(entry) - set(RANGE):
+        raise UserError(f"{where}: {entry!r} is no group of key, low, high, log, or of key and choices")
+    if ("choices" in entry) == ("low" in entry and "high" in entry):
+        raise UserError(f"{where}: {entry['key']} needs either low and high, or choices")
+    if "choices" not in entry and not (entry["low"] < entry["high"] and (entry["low"] > 0 or not entry.get("log"))):
+        raise UserError(f"{where}: {entry['key']} from {entry['low']} to {entry['high']} is no range")
+    if "choices" in entry and not (isinstance(entry["choices"], list) and entry["choices"]):
+        raise UserError(f"{where}: {entry['key']} has no choices")
+    return entry
+
+
+def _values(entry: dict[str, Any]) -> list[Any]:
+    return entry["choices"] if "choices" in entry else [entry["low"], entry["high"]]
+
+
+def _url(config: TuneConfig, directory: Path) -> str:
+    return config.storage or f"sqlite:///{directory / 'study.db'}"
+
+
+def open_study(config: TuneConfig, directory: Path) -> Any:
+    """The study, made if there is none. A trial that shows no life for a while is tried again, from its checkpoint."""
+    optuna = _optuna()
+    from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+
+    every = config.heartbeat
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=config.startup_trials, n_warmup_steps=1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            storage = RDBStorage(
+                _url(config, directory),
+                heartbeat_interval=every,
+                grace_period=2 * every,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+            )
+            return optuna.create_study(
+                storage=storage,
+                study_name=config.study,
+                sampler=optuna.samplers.TPESampler(n_startup_trials=config.startup_trials, multivariate=True),
+                pruner=pruner if config.prune else optuna.pruners.NopPruner(),
+                direction="maximize",
+                load_if_exists=True,
+            )
+    except Exception as error:  # of the database's driver, whichever it is
+        raise UserError(f"storage: {_url(config, directory)} cannot be used ({str(error).splitlines()[0]})") from None
+
+
+def _finished(study: Any) -> list[Any]:
+    from optuna.trial import TrialState
+
+    return study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+def work(config: TuneConfig, words: Sequence[str], ranges: list[dict[str, Any]], directory: Path, worker: int) -> None:
+    """Play trials of the study until enough are finished; a line for each."""
+    prepare_process()
+    study = open_study(config, directory)
+
+    def enough(study: Any, trial: Any) -> None:
+        best = max((t.value for t in _finished(study) if t.state.name == "COMPLETE"), default=float("nan"))
+        what = f"utility {trial.value:.4f}" if trial.state.name == "COMPLETE" else trial.state.name.lower()
+        values = " ".join(f"{key}={_short(value)}" for key, value in trial.params.items())
+        print(f"trial {trial.number}: {what} (best {best:.4f}) {values}", flush=True)
+        if len(_finished(study)) >= config.trials:
+            study.stop()
+
+    if len(_finished(study)) < config.trials:
+        study.optimize(partial(_objective, words, ranges, directory), callbacks=[enough])
+
+
+def _objective(words: Sequence[str], ranges: list[dict[str, Any]], directory: Path, trial: Any) -> float:
+    """Train with the values that the study suggests: the utility of the last evaluation."""
+    optuna = _optuna()
+    suggested = [word for entry in ranges for word in as_override(entry["key"], _suggest(trial, entry))]
+    frozen = next(t for t in trial.study.get_trials(deepcopy=False) if t.number == trial.number)
+    number = frozen.system_attrs.get("failed_trial")  # it goes on where that one was killed
+    place = directory / "trials" / str(trial.number if number is None else number)
+    composed = compose("train", [*words, *suggested, *QUIET, f"output_dir={place}"])
+    config = composed.config
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        try:
+            train(config, OmegaConf.create(composed.plain), list(composed.arguments), [Reporting(trial)])
+        except NonFiniteError as error:
+            raise optuna.TrialPruned(str(error)) from None
+    table = place / EVALUATIONS
+    if not table.exists():
+        raise UserError("evaluation.every_n_frames: a search needs evaluations during training")
+    return float(pd.read_csv(table)["utility"].iloc[-1])
+
+
+def _suggest(trial: Any, entry: dict[str, Any]) -> Any:
+    key, choices = entry["key"], entry.get("choices")
+    if choices is not None:
+        return trial.suggest_categorical(key, choices)
+    whole = isinstance(entry["low"], int) and isinstance(entry["high"], int)
+    suggest = trial.suggest_int if whole else trial.suggest_float
+    return suggest(key, entry["low"], entry["high"], log=bool(entry.get("log")))
+
+
+class Reporting(L.Callback):
+    """Tells the study of every evaluation, and ends a run that falls behind."""
+
+    def __init__(self, trial: Any) -> None:
+        self.trial, self.frame = trial, -1
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        found = pl_module.last_evaluation
+        if found is None or found["frame"] <= self.frame:
+            return
+        self.frame = found["frame"]
+        self.trial.report(found["utility"], self.frame)
+        if self.trial.should_prune():
+            raise _optuna().TrialPruned
+
+
+# -- what was found
+
+
+def report(study: Any, words: Sequence[str], directory: Path, screen: Any) -> Tuning:
+    """Print and write the trials, the importance of each key, and the best config as an experiment."""
+    finished = _finished(study)
+    rows = [{"trial": t.number, "state": t.state.name.lower(), "utility": t.value, **t.params} for t in finished]
+    trials = pd.DataFrame(rows)
+    trials.to_csv(directory / "trials.csv", index=False)
+    weights = importance(study)
+    best = [word for key, value in study.best_params.items() for word in as_override(key, value)]
+    path = write_experiment(words, best, study, directory)
+    table = plain_table("key", "importance", "best value")
+    for key, value in study.best_params.items():
+        table.add_row(*map(Text, (key, f"{weights[key]:.2f}" if key in weights else "-", _short(value))))
+    pruned = sum(t.state.name == "PRUNED" for t in finished)
+    best_of = f"best utility {study.best_value:.4f} in trial {study.best_trial.number}"
+    table.title = Text(f"{len(finished)} trials, {pruned} ended early; {best_of}")
+    screen.print(table, soft_wrap=False)
+    top = trials.sort_values("utility", ascending=False).head(SHOWN)
+    lines = [f"# Study {study.study_name}", "", f"{len(finished)} trials, {pruned} of them ended early.", "",
+             "| key | importance | best value |", "| --- | --- | --- |"]  # fmt: skip
+    lines += [f"| {key} | {weights.get(key, float('nan')):.3f} | {_short(v)} |" for key, v in study.best_params.items()]
+    lines += ["", "The importance (PED-ANOVA) is the share of the variance among good trials that a key explains.", ""]
+    lines += ["| " + " | ".join(top) + " |", "|" + " --- |" * len(top.columns)]
+    lines += ["| " + " | ".join(map(_short, row)) + " |" for row in top.itertuples(index=False)]
+    write_atomically(directory / "tune.md", "\n".join(lines) + "\n")
+    screen.print(f"train with it: t2drl train --config-dir={directory} experiment={path.stem}")
+    return Tuning(trials, best, path, directory)
+
+
+def importance(study: Any) -> dict[str, float]:
+    """How much each key matters among good trials, summing to 1; nothing where there are too few trials to say."""
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+    try:
+        return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+    except (ValueError, RuntimeError):
+        return {}
+
+
+def write_experiment(words: Sequence[str], best: Sequence[str], study: Any, directory: Path) -> Path:
+    """The experiment that was searched, with the words given and the best values, below `directory/experiment/`."""
+    base, choices, values = "t2drl", [], OmegaConf.create()
+    known = groups("train")
+    for override in parse([*read(words).overrides, *best]):
+        name, value = str(override.key_or_group), override.value()
+        if name == "experiment":
+            base = str(value)
+        elif name in known or "/" in name:
+            choices.append({f"override /{name}": value})
+        elif name not in ("output_dir", "resume", "name"):
+            OmegaConf.update(values, name, value)
+    name = f"{base}_tuned"
+    content = {"defaults": [base, *choices], "name": name} | OmegaConf.to_container(values)  # type: ignore[operator]
+    found = f"the best values of {len(_finished(study))} trials: utility {study.best_value:.4f}"
+    text = f"# @package _global_\n# {base} with {found}.\n"
+    path = directory / "experiment" / f"{name}.yaml"
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, text + yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
