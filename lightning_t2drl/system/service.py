@@ -34,12 +34,20 @@ def of_model(value: Value, model: Tensor) -> Value:
 
 def profile(scenario: Scenario, model: Tensor) -> Profile:
     """The profiles of models, int64 [*]."""
-    table, pieces = scenario.service_table, scenario.curve_pieces
-    return Profile._make((
-        *torch.nn.functional.embedding(model, table).unbind(-1),
-        None if pieces is None else pieces[model],
-        *(of_model(value, model) for value in (scenario.alpha, scenario.deadline, scenario.deadline_penalty)),
-    ))  # fmt: skip
+    floor, worst, full, best, per_step, base = torch.nn.functional.embedding(model, scenario.service_table).unbind(-1)
+    pieces = scenario.curve_pieces
+    return Profile(
+        floor_steps=floor,
+        worst_metric=worst,
+        full_steps=full,
+        best_metric=best,
+        seconds_per_step=per_step,
+        base_seconds=base,
+        pieces=None if pieces is None else pieces[model],
+        alpha=of_model(scenario.alpha, model),
+        deadline=of_model(scenario.deadline, model),
+        penalty=of_model(scenario.deadline_penalty, model),
+    )
 
 
 def steps_of(scenario: Scenario, model: Tensor, share: Tensor) -> Tensor:
