@@ -128,7 +128,7 @@ def test_the_bound_of_mixed_services_is_achieved():
     for scenario in (load_scenario("mixed"), load_scenario("mixed", step_budget=20.0)):
         found = slot_bound(scenario, **slots(scenario, 40, 0))
         gap = (found["bound"] - found["achieved"]) / found["bound"].abs().clamp_min(0.1)
-        assert gap.min() >= -1e-6 and gap.median() < 1e-4 and gap.mean() < 5e-3
+        assert gap.min() >= -1e-6 and gap.median() < 2e-4 and gap.mean() < 5e-3
 
 
 def test_cheap_hits_get_their_steps_first():
