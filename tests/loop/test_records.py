@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 
+from lightning_t2drl.allocators.equal import EqualAllocator, EqualConfig
 from lightning_t2drl.allocators.exact import ExactAllocator, ExactConfig
 from lightning_t2drl.cachers.random import RandomCacher, RandomConfig
 from lightning_t2drl.errors import UserError
@@ -47,6 +48,16 @@ def test_records_give_the_means_back_exactly(tmp_path, changes):
     for row in first.itertuples():
         assert row.loaded_gb == pytest.approx(sum(storage[m].item() for m in set(row.cache) - before), abs=1e-4)
         before = set(row.cache)
+
+
+def test_they_give_back_the_means_by_service_too(tmp_path):
+    scenario = load_scenario("mixed", frames_per_episode=2, slots_per_frame=4)
+    pair = RandomCacher(scenario, RandomConfig()), EqualAllocator(scenario, EqualConfig())
+    with Recorder(tmp_path, scenario, 3) as recorder:
+        found = evaluate(scenario, *pair, 3, 1, watch=recorder)
+    again = episode_means(tmp_path)
+    assert again.keys() == found.keys() and "quality/text" in found and "wasted_steps" in found
+    assert all(torch.equal(again[name].nan_to_num(-1), found[name].nan_to_num(-1)) for name in found)
 
 
 def test_nothing_half_written_stays_behind(tmp_path, monkeypatch):
