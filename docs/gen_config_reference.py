@@ -229,7 +229,7 @@ def group_page(group: str) -> str:
     files = choices(CONFIG_ROOT / group)
     parts = [f"# `{group}=`\n\n{what}\n", choice_table(group, files)]
     if schema is not None:
-        values = composed("benchmark" if group == "suite" else "train")[group]
+        values = composed({"suite": "benchmark", "space": "tune"}.get(group, "train"))[group]
         parts += ["## Keys\n", table(list(rows_of(schema, group, values))), "## Choices\n"]
     for path in files:
         parts.append(heading(group, path))
