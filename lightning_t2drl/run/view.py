@@ -186,6 +186,8 @@ def _losses(played: Played, slot: Tensor, cache: Tensor, oracle: Tensor | None) 
     """
     s, attached = played.scenario, played.attached[slot]
     now = {name: played.slots[name][slot] for name in COPIED if name in played.slots}
+    for name in ("input_bits", "output_bits", "gain"):  # of whom is elsewhere nothing was recorded, and 0 is no link
+        now[name] = torch.where(attached, now[name], 1.0)
     if s.cells == 1:
         now.pop("handover", None)
     else:
