@@ -116,7 +116,7 @@ def signatures(measured: dict[str, float], curve: Sequence[Progress] = ()) -> li
     if measured["steps_below_floor"] > 0.02:
         lines.append(
             f"wasted steps: {measured['steps_below_floor']:.1%} of them go to hits below the floor; "
-            "allocator/head=competitive lets hits compete"
+            "allocator.head.drop_wasted=true of allocator/head=competitive grants none in vain"
         )
     return lines
 
