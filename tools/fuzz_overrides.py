@@ -128,7 +128,7 @@ def attempt(command: str, words: Sequence[str]) -> str:
                 composed = compose(command, job)
                 if command == "benchmark":
                     make_jobs(composed.config)
-                else:
+                elif all(hasattr(composed.config, section) for section in ("env", "cacher", "allocator")):
                     build_policies(composed.config.env, composed.config.cacher, composed.config.allocator)
                 ignored = list(ignored_words(composed))
                 assert not ignored, f"ignored: {ignored}"

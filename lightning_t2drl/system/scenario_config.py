@@ -286,8 +286,8 @@ def build_scenario(config: ScenarioConfig) -> Scenario:
         check.scalar(key, minimum=-300.0, maximum=150.0)
     if config.edge_link_mbps is not None:
         check.scalar("edge_link_mbps", minimum=0.0, exclusive=True)
-    for key in ("hysteresis_db", "shadowing_db"):
-        check.scalar(key, minimum=0.0, maximum=100.0)
+    check.scalar("hysteresis_db", minimum=0.0, maximum=100.0)
+    check.scalar("shadowing_db", minimum=0.0, maximum=30.0)  # gains of far more would leave what float32 can hold
     check.scalar("handover_delay", minimum=0.0, maximum=1e9)
     for key in ("mean_speed", "speed_deviation"):
         check.scalar(key, minimum=0.0, maximum=1e6)

@@ -32,7 +32,7 @@ def several(draw):
         "hysteresis_db": draw(st.sampled_from([0.0, 3.0])),
         "handover_delay": draw(st.sampled_from([0.0, 2.0, 1e4])),
         "edge_link_mbps": draw(st.sampled_from([None, 1e-2, 200.0])),
-        "shadowing_db": draw(st.sampled_from([0.0, 8.0, 100.0])),
+        "shadowing_db": draw(st.sampled_from([0.0, 8.0, 30.0])),
         "popularity_scope": draw(st.sampled_from(["shared", "per_cell"])),
         "popularity_observation": draw(st.sampled_from(["state", "probabilities", "frequencies"])),
     }

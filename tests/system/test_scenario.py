@@ -86,7 +86,7 @@ BAD = {
     "handover_delay": {"handover_delay": float("inf")},
     "edge_link_mbps": {"edge_link_mbps": 0.0},
     "edge_link_rate": {"edge_link_rate": -1.0},
-    "shadowing_db": {"shadowing_db": -1.0},
+    "shadowing_db": {"shadowing_db": 31.0},
     "shadowing_memory": {"shadowing_memory": 1.5},
     "active_users": {"active_users": [5, 11]},
     "active_users ": {"active_users": [6, 5]},
