@@ -34,6 +34,7 @@ class FrameCheckpoint(Checkpoint):
         self.keep = keep
         self.best_utility = float("-inf")
         self.best_frame: int | None = None
+        self.best_worlds: list[int] | None = None  # episodes and seed of the evaluation that found it
         self.seconds = 0.0
         self.saved = 0
 
@@ -48,14 +49,19 @@ class FrameCheckpoint(Checkpoint):
             self._save(trainer, pl_module, is_best)
 
     def _is_best(self, trainer: L.Trainer, pl_module: Any) -> bool:
-        """Whether this frame was evaluated and is the best so far, by rank 0, which keeps the score."""
+        """Whether this frame was evaluated and is the best so far, by rank 0, which keeps the score.
+
+        A score on other worlds says nothing beside this one: the first evaluation after such a change is the best.
+        """
         evaluated = pl_module.last_evaluation
         if evaluated is None or evaluated["frame"] != pl_module.frame:
             return False
-        mine = trainer.is_global_zero and evaluated["utility"] > self.best_utility
+        better = evaluated["utility"] > self.best_utility or self.best_worlds not in (None, evaluated["worlds"])
+        mine = trainer.is_global_zero and better
         is_best = trainer.strategy.reduce_boolean_decision(mine, all=False)
         if is_best:
             self.best_utility, self.best_frame = evaluated["utility"], pl_module.frame
+            self.best_worlds = evaluated["worlds"]
         return is_best
 
     def _save(self, trainer: L.Trainer, pl_module: Any, is_best: bool) -> None:
@@ -103,7 +109,12 @@ class FrameCheckpoint(Checkpoint):
         self.best_utility, self.best_frame = float("-inf"), None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_utility": self.best_utility, "best_frame": self.best_frame}
+        return {
+            "best_utility": self.best_utility,
+            "best_frame": self.best_frame,
+            "best_worlds": self.best_worlds,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_utility, self.best_frame = state_dict["best_utility"], state_dict.get("best_frame")
+        self.best_worlds = state_dict.get("best_worlds")

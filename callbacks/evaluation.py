@@ -30,7 +30,8 @@ class PeriodicEvaluation(L.Callback):
         # All ranks have the same parameters; each evaluates, so that none gets ahead of the others.
         c = self.config
         result = summarise(evaluate(pl_module.scenario, pl_module.cacher, pl_module.allocator, c.episodes, c.seed))
-        pl_module.last_evaluation = {"frame": pl_module.frame, "utility": result["utility"]["mean"]}
+        worlds = [c.episodes, c.seed]
+        pl_module.last_evaluation = {"frame": pl_module.frame, "utility": result["utility"]["mean"], "worlds": worlds}
         row: dict[str, float] = {"slots": pl_module.slots, "gradient_steps": pl_module.gradient_steps}
         for name in REPORTED:
             row[f"evaluation/{name}"] = result[name]["mean"]

@@ -106,7 +106,7 @@ class TwoTimescaleModule(L.LightningModule):
         self.restored: dict[str, Any] | None = None
         self.checkpoint_extra: dict[str, Any] = {}
         self.last_log: dict[str, float] = {}
-        self.last_evaluation: dict[str, float] | None = None
+        self.last_evaluation: dict[str, Any] | None = None
 
     # -- set-up
 

@@ -246,6 +246,19 @@ def test_every_evaluated_frame_can_become_the_best(play, tmp_path):
     assert (tmp_path / "checkpoints" / "best.ckpt").exists() == (kept in frames(tmp_path))
 
 
+def test_a_score_on_other_worlds_is_not_compared(play, tmp_path):
+    play(tmp_path)
+    path = in_order(tmp_path / "checkpoints")[-1]
+    content = load_checkpoint(path)
+    content["callbacks"]["FrameCheckpoint"]["best_utility"] = 1.0  # which nothing can beat
+    AtomicCheckpointIO().save_checkpoint(content, path)
+    before = best_of_state(tmp_path)
+    play(tmp_path, "frames=8", "resume=auto")
+    assert best_of_state(tmp_path) == before < 8
+    play(tmp_path, "frames=10", "resume=auto", "evaluation.episodes=3")
+    assert best_of_state(tmp_path) == best(tmp_path) == 10
+
+
 def best_of_state(directory):
     return load_checkpoint(in_order(directory / "checkpoints")[-1])["callbacks"]["FrameCheckpoint"]["best_frame"]
 
