@@ -309,7 +309,7 @@ def _read(directory: Path) -> dict[str, Any]:
     try:
         policy = json.loads((directory / POLICY).read_text())
     except (OSError, ValueError):
-        raise ValueError(f"{directory}: no exported policy ({POLICY} cannot be read); export.py makes one") from None
+        raise ValueError(f"{directory}: no exported policy ({POLICY} cannot be read); t2drl export makes one") from None
     if not isinstance(policy, dict) or policy.get("format") not in READABLE:
         found = policy.get("format") if isinstance(policy, dict) else type(policy).__name__
         raise ValueError(f"{directory}: policy of format {found}; this loader reads {', '.join(map(str, READABLE))}")
