@@ -55,7 +55,7 @@ PHASES: dict[str, tuple[str, float]] = {
     "saving": ("lightning_t2drl.loop.checkpoints:AtomicCheckpointIO.save_checkpoint", 0.02),
     "best": ("lightning_t2drl.callbacks.checkpoint:link_atomically", 0.002),
     "evaluating": ("lightning_t2drl.run.finish:compare", 0.1),
-    "drawing": ("lightning_t2drl.run.finish:draw_run", 0.5),
+    "drawing": ("lightning_t2drl.run.finish:draw_run", 0.1),
     "finishing": ("lightning_t2drl.run.finish:in_order", 0.003),
 }
 # The same of a suite's own bookkeeping.
@@ -63,7 +63,7 @@ SUITE_PHASES: dict[str, tuple[str, float]] = {
     "running a job": ("lightning_t2drl.suite.benchmark:execute", 1.0),
     "marking a job done": ("lightning_t2drl.suite.benchmark:as_json", 0.001),
     "collecting": ("lightning_t2drl.suite.benchmark:collect", 0.02),
-    "drawing": ("lightning_t2drl.suite.benchmark:draw_comparison", 0.3),
+    "drawing its figure": ("lightning_t2drl.suite.benchmark:draw_comparison", 0.3),
     "writing the page": ("lightning_t2drl.suite.benchmark:write_tables", 0.02),
 }
 FRAMES_PER_ROUND = 8  # a run is lengthened by so much after a kill in every phase
@@ -288,7 +288,7 @@ def compare_suites(one: Path, two: Path) -> dict[str, bool]:
     here, there = (directory / "headline-small" for directory in (one, two))
     tables = [pd.read_csv(d / "results.csv", dtype=str).drop(columns="training_seconds") for d in (here, there)]
     pages = [
-        re.sub(rf"{re.escape(str(d))}|\b[\d.]+ s\b", "", (d / "headline-small/README.md").read_text())
+        re.sub(rf"{re.escape(str(d))}|\| \d+ \|$", "", (d / "headline-small/README.md").read_text(), flags=re.MULTILINE)
         for d in (one, two)
     ]
     out = {"results.csv": tables[0].equals(tables[1]), "README.md": pages[0] == pages[1]}

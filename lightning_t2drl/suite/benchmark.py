@@ -22,7 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from lightning_t2drl.checks import one_of
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.files import as_json, write_atomically
+from lightning_t2drl.files import as_json, remove_leftovers, write_atomically
 from lightning_t2drl.run.commands import run
 from lightning_t2drl.run.compose import Composed, compose
 from lightning_t2drl.run.evaluate import RESULT, play
@@ -133,6 +133,7 @@ def report(config: BenchmarkConfig, jobs: Sequence[Job], directory: Path, comman
     results = collect(jobs, suite)
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(directory)
         write_atomically(directory / "results.csv", results.to_csv(index=False))
         if suite.curves:
             curves = collect_curves(jobs)
@@ -289,6 +290,7 @@ def execute(job: Job) -> None:
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         found = _train(job) if job.trains else {"evaluation": play(compose("evaluate", job.words))}
     job.directory.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(job.directory)
     write_atomically(job.directory / DONE, as_json({"commit": commit(), **found}))
 
 
