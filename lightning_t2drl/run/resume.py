@@ -232,7 +232,7 @@ def _check_compatible(plain: dict[str, Any], content: dict[str, Any], say: Say) 
         raise UserError(f"resume: the checkpoint was made with another config: {listed}")
     shown = [key for key in harmless if key not in NO_DIFFERENCE]
     if shown:
-        say("differs from the checkpoint's config, harmlessly: " + ", ".join(shown))
+        say("changed since the checkpoint, and allowed to: " + ", ".join(shown))
 
 
 # -- preparing
