@@ -89,9 +89,23 @@ def copy_atomically(source: Path, target: Path) -> None:
 
 
 def remove_leftovers(directory: Path) -> None:
-    """Delete what a process killed in the middle of a save left behind."""
+    """Delete what a process killed in the middle of a save left behind; not what another one is about to rename."""
     for path in directory.glob(".*.tmp-*"):
-        path.unlink(missing_ok=True)
+        if not _another_runs(path.name.rpartition("-")[2]):
+            path.unlink(missing_ok=True)
+
+
+def _another_runs(process: str) -> bool:
+    """Whether a process of this number, not this one, is alive on this machine."""
+    if not process.isdecimal() or int(process) in (0, os.getpid()):
+        return False
+    try:
+        os.kill(int(process), 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
 
 
 def as_json(values: Any) -> str:
