@@ -27,8 +27,8 @@ from lightning_t2drl.run import renamed
 from lightning_t2drl.run.choices import Nodes, file_choice, groups, no_such_choice, offered, primary
 from lightning_t2drl.run.overrides import parse, quote, read, split
 from lightning_t2drl.run.schemas import SCHEMAS, EnvConfig
-from lightning_t2drl.system.catalogue import read_catalogue, refuse_both
-from lightning_t2drl.system.scenario_config import CONFIG_ROOT, PARTS
+from lightning_t2drl.system.catalogue import read_catalogue
+from lightning_t2drl.system.scenario_config import CONFIG_ROOT, PARTS, refuse_idle
 
 PAIR = ("cacher", "allocator")
 STORED = "checkpoint"  # the choice of env, cacher and allocator that a checkpoint stands for
@@ -345,7 +345,7 @@ def _fill_catalogue(plain: Plain, words: Sequence[Word], directories: Sequence[s
     env = plain.get("env")
     if isinstance(env, dict):
         env["catalogue"] = read_catalogue(env.get("catalogue"), [d for d in directories if "://" not in d])
-        refuse_both(env["catalogue"], [word.key.removeprefix("env.") for word in words if word.key.startswith("env.")])
+        refuse_idle(env, [word.key.removeprefix("env.") for word in words if word.key.startswith("env.")])
 
 
 def _exchange_targets(plain: Plain, words: Sequence[Word], run: Callable[[Sequence[Word]], Result]) -> None:

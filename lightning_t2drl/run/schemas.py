@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from lightning_t2drl.checks import one_of, within
@@ -290,6 +290,10 @@ class CompareConfig:
         one_of("", self, x=("slots", "frame"))
 
 
+OF_A_CALLABLE = ("better", "modality", "whole_chain")  # keys of `calibrate` that say what an own callable is
+OF_OUR_MODELS = ("size", "chain", "iterations")  # and those on the models that the project trains
+
+
 @dataclass
 class CalibrateConfig:
     """The composed configuration of `calibrate`; `configs/calibrate.yaml` says what each key means."""
@@ -317,6 +321,10 @@ class CalibrateConfig:
             _check_name(self.name)
         one_of("", self, size=("small", "large"), chain=("respaced", "cut"), clock=("cpu", "wall"))
         one_of("", self, better=("lower", "higher"), modality=("image", "text", "video"))
+        idle = {"inpaint": OF_A_CALLABLE, "text": (*OF_A_CALLABLE, "chain"), "video": (*OF_A_CALLABLE, "chain")}
+        for known in fields(self):
+            if known.name in idle.get(self.service, OF_OUR_MODELS) and getattr(self, known.name) != known.default:
+                raise UserError(f"{known.name}: counts for nothing with service={self.service}")
         within("", self, seed=(0, 2**63 - 1))
         given = {"samples": (2, 1e6), "iterations": (1, 1e9), "full_seconds": (1e-6, 1e6), "whole_chain": (1, 1e6)}
         within("", self, **{key: ends for key, ends in given.items() if getattr(self, key) is not None})

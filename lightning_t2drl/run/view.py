@@ -23,6 +23,7 @@ from lightning_t2drl.loop.evaluation import evaluate
 from lightning_t2drl.loop.records import FILES, KEY, Recorder, read_records
 from lightning_t2drl.run.compose import Composed
 from lightning_t2drl.run.evaluate import load_policies
+from lightning_t2drl.run.overrides import parse, read
 from lightning_t2drl.run.results_dir import new_directory
 from lightning_t2drl.run.screen import console
 from lightning_t2drl.run.tables import plain_table
@@ -35,6 +36,7 @@ from lightning_t2drl.system.serving import cell_mean, serve
 PAGE, TEMPLATE = "view.html", "view_template.html"
 ROWS = 2048  # slots of cells that are solved at once
 LOSSES = ("cache", "bandwidth", "steps", "unproven")
+OF_RECORDS = ("records", "episodes", "oracle_slots", "output_dir", "progress_bar")  # keys that count beside records
 ABSENT = 255
 COPIED = ("request", "input_bits", "output_bits", "gain", "handover", "uplink_interference", "downlink_interference")
 
@@ -62,6 +64,9 @@ def run_view(composed: Composed) -> View:
     library = _plotly()
     if len(config.records) > 1:
         raise UserError(f"records: {len(config.records)} directories; a page shows one")
+    for word in parse(read(composed.arguments).overrides) if config.records else ():
+        if (key := str(word.key_or_group)) not in OF_RECORDS:
+            raise UserError(f"{key}: counts for nothing beside records, which hold what was played")
     with new_directory("view", config.output_dir) as directory:
         title, records = "records", Path(config.records[0]) if config.records else directory / "records"
         if not config.records:

@@ -27,6 +27,7 @@ BITS_PER_MB = 8e6
 BITS_PER_GB = 8e9
 KEY = "env.catalogue"
 REPLACED = ("model_storage_gb", "service")  # keys of env that a catalogue stands for
+FALLBACK = ("input_mb", "output_mb", "alpha", "deadline_penalty")  # keys of env that hold where a model says nothing
 
 
 def config_root() -> Path:
@@ -154,9 +155,11 @@ def _load(key: str, path: Path) -> dict[str, Any]:
 
 def refuse_both(catalogue: Any, said: Iterable[str]) -> None:
     """Refuse keys of env, given beside a catalogue, that it stands for; `said` without the leading `env.`."""
+    models = catalogue.get("models") if isinstance(catalogue, Mapping) else None
     if catalogue is not None:
         for key in said:
-            if key.split(".")[0] in REPLACED:
+            everybody = key in FALLBACK and models and all(model.get(key) is not None for model in models)
+            if key.split(".")[0] in REPLACED or everybody:
                 raise UserError(f"env.{key}: the catalogue says it for each model; set {KEY}=null, or a catalogue")
 
 

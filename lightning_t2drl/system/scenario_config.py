@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,12 @@ PARTS = {  # groups of choices within `env`, and the class of each that is taken
     "fading": "lightning_t2drl.system.fadings.rician.RicianFading",
     "demand": "lightning_t2drl.system.demands.markov.MarkovDemand",
     "mobility": "lightning_t2drl.system.mobilities.gauss_markov.GaussMarkovMobility",
+}
+READ_BY = {  # keys of `env` that of the shipped classes only a group's first one reads
+    "rician_factor_db": "fading",
+    "mobility_memory": "mobility",
+    "mean_speed": "mobility",
+    "speed_deviation": "mobility",
 }
 LARGEST_SI = 1e30  # of any override in SI units; what is allowed is checked by config key
 
@@ -158,8 +164,19 @@ def load_scenario(name: str = "paper", **overrides: Any) -> Scenario:
         values[key] = {**values[key], **value} if both else value
         said.append(key)
     values["catalogue"] = read_catalogue(values.get("catalogue"))
-    refuse_both(values["catalogue"], said)
+    refuse_idle(values, said)
     return build_scenario(typed(ScenarioConfig, values, "env"))
+
+
+def refuse_idle(env: Mapping[str, Any], said: Iterable[str]) -> None:
+    """Refuse given keys, without their `env.`, that nothing reads beside what is chosen in `env`."""
+    said = list(said)
+    refuse_both(env.get("catalogue"), said)
+    for key in said:
+        group = READ_BY.get(key)
+        target = str((env.get(group) or {}).get("_target_", "")) if group else ""
+        if group and target.startswith("lightning_t2drl.") and target != PARTS[group]:
+            raise UserError(f"env.{key}: counts for nothing beside env/{group}={target.split('.')[-2]}")
 
 
 def _in_config_units(key: str, value: Any) -> tuple[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_t2drl.checks import within
+from lightning_t2drl.errors import UserError
 from lightning_t2drl.system.channels.base import Channel, Links
 from lightning_t2drl.system.scenario import Scenario
 
@@ -46,6 +47,10 @@ class UMiChannel(Channel):
 
     def __init__(self, scenario: Scenario, config: UMiConfig) -> None:
         super().__init__(scenario, config)
+        if config.shadowing and scenario.shadowing_db:
+            raise UserError(
+                "env.shadowing_db: umi has shadowing of its own; set env.channel.shadowing=false to use this"
+            )
         self.height = config.station_height - config.user_height
         free = 20 * math.log10(config.carrier_ghz)
         self.sight = 32.4 + free
