@@ -101,24 +101,33 @@ class TrainConfig:
 
 
 @dataclass
-class EvaluateConfig:
-    """The composed configuration of `evaluate`; `configs/evaluate.yaml` says what each key means."""
+class _OfPolicies:
+    """Keys of every command that takes a checkpoint, or any pair of policies."""
 
     checkpoint: str | None = None
     trust: list[str] = field(default_factory=list)
     name: str = "random+equal"
-    episodes: int = 200
-    seed: int = 1_000_003
-    references: list[str] = field(default_factory=lambda: ["rcars", "oracle"])
-    records: bool = False
-    output_dir: str | None = None
-    progress_bar: bool = True
     env: EnvConfig = field(default_factory=EnvConfig)
     cacher: Any = None
     allocator: Any = None
 
     def __post_init__(self) -> None:
         _check_name(self.name)
+
+
+@dataclass
+class EvaluateConfig(_OfPolicies):
+    """The composed configuration of `evaluate`; `configs/evaluate.yaml` says what each key means."""
+
+    episodes: int = 200
+    seed: int = 1_000_003
+    references: list[str] = field(default_factory=lambda: ["rcars", "oracle"])
+    records: bool = False
+    output_dir: str | None = None
+    progress_bar: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         within("", self, seed=(0, 2**63 - 1), episodes=(1, 1e6))
         if unknown := [name for name in self.references if name not in REFERENCES]:
             raise UserError(f"references: {unknown[0]!r} is none of {', '.join(REFERENCES)}")
@@ -194,59 +203,39 @@ class BenchmarkConfig:
 
 
 @dataclass
-class ExportConfig:
+class ExportConfig(_OfPolicies):
     """The composed configuration of `export`; `configs/export.yaml` says what each key means."""
 
-    checkpoint: str | None = None
-    trust: list[str] = field(default_factory=list)
     name: str = "t2drl"
     output_dir: str | None = None
-    env: EnvConfig = field(default_factory=EnvConfig)
-    cacher: Any = None
-    allocator: Any = None
-
-    def __post_init__(self) -> None:
-        _check_name(self.name)
 
 
 @dataclass
-class ExplainConfig:
+class ExplainConfig(_OfPolicies):
     """The composed configuration of `explain`; `configs/explain.yaml` says what each key means."""
 
-    checkpoint: str | None = None
-    trust: list[str] = field(default_factory=list)
-    name: str = "random+equal"
     slot: list[str] = field(default_factory=list)
     seed: int = 0
     output_dir: str | None = None
-    env: EnvConfig = field(default_factory=EnvConfig)
-    cacher: Any = None
-    allocator: Any = None
 
     def __post_init__(self) -> None:
-        _check_name(self.name)
+        super().__post_init__()
         within("", self, seed=(0, 2**63 - 1))
 
 
 @dataclass
-class ViewConfig:
+class ViewConfig(_OfPolicies):
     """The composed configuration of `view`; `configs/view.yaml` says what each key means."""
 
-    checkpoint: str | None = None
-    trust: list[str] = field(default_factory=list)
-    name: str = "random+equal"
     records: list[str] = field(default_factory=list)
     episodes: int = 10
     seed: int = 1_000_003
     oracle_slots: int = 256
     output_dir: str | None = None
     progress_bar: bool = True
-    env: EnvConfig = field(default_factory=EnvConfig)
-    cacher: Any = None
-    allocator: Any = None
 
     def __post_init__(self) -> None:
-        _check_name(self.name)
+        super().__post_init__()
         within("", self, seed=(0, 2**63 - 1), episodes=(1, 1000), oracle_slots=(0, 1e6))
 
 
@@ -349,20 +338,15 @@ class TraceConfig:
 
 
 @dataclass
-class DiagnoseConfig:
+class DiagnoseConfig(_OfPolicies):
     """The composed configuration of `diagnose`; `configs/diagnose.yaml` says what each key means."""
 
-    checkpoint: str | None = None
-    trust: list[str] = field(default_factory=list)
     name: str = "t2drl"
     seed: int = 1_000_003
     worlds: int = 256
-    env: EnvConfig = field(default_factory=EnvConfig)
-    cacher: Any = None
-    allocator: Any = None
 
     def __post_init__(self) -> None:
-        _check_name(self.name)
+        super().__post_init__()
         within("", self, seed=(0, 2**63 - 1), worlds=(1, 1e6))
 
 
