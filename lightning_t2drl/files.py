@@ -91,7 +91,7 @@ def copy_atomically(source: Path, target: Path) -> None:
 def remove_leftovers(directory: Path) -> None:
     """Delete what a process killed in the middle of a save left behind; not what another one is about to rename."""
     for path in directory.glob(".*.tmp-*"):
-        if not _another_runs(path.name.rpartition("-")[2]):
+        if path.is_file() and not _another_runs(path.name.rpartition("-")[2]):
             path.unlink(missing_ok=True)
 
 

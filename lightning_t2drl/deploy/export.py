@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from lightning_t2drl import __version__
 from lightning_t2drl.allocators.graphs import OutcomeGraph, names_of
 from lightning_t2drl.deploy.controller import FORMAT, POLICY, digest
 from lightning_t2drl.errors import UserError
+from lightning_t2drl.files import temporary_name
 from lightning_t2drl.policy import Exported, Graph
 from lightning_t2drl.run.compose import Composed
 from lightning_t2drl.run.evaluate import load_policies
@@ -154,7 +154,7 @@ def _quiet_exporter() -> Iterator[None]:
 @contextmanager
 def whole_directory(target: Path) -> Iterator[Path]:
     """A directory that is filled, then put in the place of the empty `target`; removed if something goes wrong."""
-    temporary = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    temporary = temporary_name(target)
     try:
         temporary.mkdir()
         yield temporary

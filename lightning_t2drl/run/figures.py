@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 
+from lightning_t2drl.files import temporary_name
 from lightning_t2drl.loop.metrics import DELAY_PARTS
 from lightning_t2drl.run.labels import PALETTE, QUANTITIES, End, across, label_ends, scheme_name
 from lightning_t2drl.run.tables import rows
@@ -40,10 +41,13 @@ def style() -> None:
 def save(figure: Any, path: Path) -> Path:
     """Write a figure whole or not at all, and close it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    figure.savefig(temporary, format="png", bbox_inches="tight", metadata={"Software": None})
-    os.replace(temporary, path)
-    plt.close(figure)
+    temporary = temporary_name(path)
+    try:
+        figure.savefig(temporary, format="png", bbox_inches="tight", metadata={"Software": None})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+        plt.close(figure)
     return path
 
 

@@ -168,6 +168,7 @@ def test_pictures(monkeypatch):
     import matplotlib.pyplot as plt
 
     plt.switch_backend("agg")
+    plt.close("all")  # what other tests drew
     window = make(render_mode="human")
     window.reset(seed=0)
     assert plt.get_fignums() and window.render() is None
