@@ -32,6 +32,12 @@ KEYS = {  # of configs, with their units
     "env.popularity_change_every": "slots between changes of popularity",
     "allocator.diffusion.steps": "diffusion steps",
     "allocator.actor_learning_rate": "actor's learning rate",
+    "cells": "cells",
+    "band": "the band",
+    "users": "users and their handovers",
+    "edge_link": "link between cells, Mbit/s",
+    "popularity": "popularity",
+    "services": "services on offer",
 }
 QUANTITIES = {
     "utility": "utility per slot",
@@ -39,6 +45,8 @@ QUANTITIES = {
     "hit_ratio": "model hit ratio",
     "violation_ratio": "share of late requests",
     "delay": "delay of a request, s",
+    "handover_ratio": "share of users handed over in a slot",
+    "nearby_ratio": "served by another cell's model",
     "slots": "slots played",
     "frame": "frames",
 }

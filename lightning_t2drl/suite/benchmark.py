@@ -191,13 +191,13 @@ class _Jobs:
 
     def fixed(self, scheme: str, value: Value) -> Job:
         suite, pair = self.config.suite, self.config.suite.fixed[scheme]
-        if len(pair) != 2:
-            raise UserError(f"suite.fixed.{scheme}: {pair} is not [cacher, allocator]")
-        cacher, allocator = pair
+        if len(pair) < 2:
+            raise UserError(f"suite.fixed.{scheme}: {pair} is not [cacher, allocator] and perhaps words on them")
+        cacher, allocator, *own = pair
         episodes = suite.amount("slow_episodes" if allocator in SEARCHING else "episodes", self.config.budget)
         base = (f"env={suite.env}", f"cacher={cacher}", f"allocator={allocator}", ALONE)
         changes = [word for word in self._swept(value) if word.startswith(("env.", "env/"))] + suite.evaluated
-        return self._composed(scheme, value, None, "evaluate", base, [*changes, f"episodes={episodes}"])
+        return self._composed(scheme, value, None, "evaluate", base, [*changes, *own, f"episodes={episodes}"])
 
     def trained(self, scheme: str, value: Value, seed: int) -> Job:
         suite, budget, learner = self.config.suite, self.config.budget, self.config.suite.learners[scheme]
@@ -362,6 +362,13 @@ def collect_curves(jobs: Sequence[Job]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
+def _worlds(jobs: Sequence[Job]) -> str:
+    """How many worlds learners train on side by side."""
+    learners = {job.scheme: job.words for job in jobs if job.trains}
+    counts = {compose("train", words).config.env.num_envs for words in learners.values()}
+    return " or ".join(map(str, sorted(counts)))
+
+
 def _provenance(config: BenchmarkConfig, jobs: Sequence[Job], command: str) -> list[str]:
     """Who made this: command, commits, date, machine class, settings."""
     suite, budget = config.suite, config.budget
@@ -372,8 +379,8 @@ def _provenance(config: BenchmarkConfig, jobs: Sequence[Job], command: str) -> l
         f"- runs made at commit {', '.join(commits)}; page of {date.today().isoformat()}; {platform.machine()} with "
         f"{os.cpu_count()} cores, Python {platform.python_version()}",
         f"- env={suite.env}; training seeds 0 to {suite.amount('seeds', budget) - 1}, "
-        f"{suite.amount('frames', budget)} frames of 16 worlds; {suite.amount('episodes', budget)} held-out episodes, "
-        f"the same worlds for all schemes (for {', '.join(SEARCHING)} the first "
-        f"{suite.amount('slow_episodes', budget)}, put on the scale of all)",
+        f"{suite.amount('frames', budget)} frames of {_worlds(jobs)} worlds; "
+        f"{suite.amount('episodes', budget)} held-out episodes, the same worlds for all schemes (for "
+        f"{', '.join(SEARCHING)} the first {suite.amount('slow_episodes', budget)}, put on the scale of all)",
         *(["- the oracle's cache knows the requests of each frame, in hindsight"] if hindsight else []),
     ]

@@ -22,6 +22,7 @@ from lightning_t2drl.run.schemas import SuiteConfig
 from lightning_t2drl.run.tables import plain_table
 
 REPETITIONS = 2000
+ACROSS = 3  # panels of a figure side by side
 
 
 def bootstrapped(scores: dict[str, Any], aggregate: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -66,6 +67,26 @@ def loading_costs(results: pd.DataFrame) -> bool:
     return not np.allclose(results["net_utility"], results["utility_played"])
 
 
+OF_CELLS = {  # what several cells are asked beside utility and hits: how tables call it, and digits
+    "violation_ratio": ("late", 3),
+    "delay": ("delay s", 1),
+    "handover_ratio": ("handovers", 3),
+    "nearby_ratio": ("nearby", 3),
+}
+OF_SERVICE = {
+    "hit_ratio": ("hit ratio", 3),
+    "violation_ratio": ("late", 3),
+    "quality": ("quality", 3),
+    "delay": ("delay s", 1),
+}
+
+
+def of_cells(results: pd.DataFrame) -> list[str]:
+    """Which of `OF_CELLS` these results have; none of one cell alone."""
+    several = "handover_ratio" in results
+    return [name for name in OF_CELLS if several and name in results]
+
+
 def summary_rows(results: pd.DataFrame, suite: SuiteConfig) -> list[dict[str, str]]:
     """One row per value and scheme: utility, hit ratio, improvements, share of the way to the best."""
     rows = []
@@ -86,6 +107,7 @@ def summary_rows(results: pd.DataFrame, suite: SuiteConfig) -> list[dict[str, st
                 "of " + suite.best: _cells(100 * utility / best, 2) + " %",
                 "of the way": _cells(100 * way, 1) + " %",
             }
+            row |= {OF_CELLS[name][0]: _cells(_known(own[name]), OF_CELLS[name][1]) for name in of_cells(results)}
             if charged:
                 row["utility less loading"] = _cells(own["net_utility"].to_numpy(), 4)
             if "training_seconds" in own and own["training_seconds"].notna().any():
@@ -93,6 +115,30 @@ def summary_rows(results: pd.DataFrame, suite: SuiteConfig) -> list[dict[str, st
             rows.append(row)
     names = list(dict.fromkeys(name for row in rows for name in row))
     return [{name: row.get(name, "-") for name in names} for row in rows]
+
+
+def _known(column: pd.Series) -> np.ndarray:
+    """Its values; where one cell stands beside several nobody is handed over, and no other cell is near."""
+    return column.fillna(0.0).to_numpy()
+
+
+def service_rows(results: pd.DataFrame, suite: SuiteConfig) -> list[dict[str, str]]:
+    """One row per value, scheme and service that was asked for; none where all models are of one service."""
+    kinds = [key.partition("/")[2] for key in results if key.startswith("hit_ratio/")]
+    rows = []
+    for value, group in results.groupby("value", dropna=False, sort=not suite.words):
+        for scheme, own in group.groupby("scheme", sort=False):
+            for kind in (kind for kind in kinds if own[f"hit_ratio/{kind}"].notna().all()):
+                row = {} if suite.sweep is None else {suite.sweep: shown(value)}
+                row |= {"scheme": str(scheme), "service": kind}
+                rows.append(
+                    row
+                    | {
+                        title: _cells(own[f"{name}/{kind}"].to_numpy(), digits)
+                        for name, (title, digits) in OF_SERVICE.items()
+                    }
+                )
+    return rows
 
 
 def comparison_table(results: pd.DataFrame, suite: SuiteConfig) -> Table:
@@ -213,7 +259,6 @@ def write_tables(
         gathered: directories of other suites whose gains are compared as well.
     """
     rows = summary_rows(results, suite)
-    names = list(rows[0])
     lines = [f"# Suite {suite.name}", "", *provenance, ""]
     lines += [
         "Interquartile mean over training seeds with 95 % stratified bootstrap intervals in brackets; schemes that"
@@ -222,8 +267,9 @@ def write_tables(
         f"do not train have one row. 'Of the way': from {suite.reference} (0 %) to {suite.best} (100 %) in utility.",
         "",
     ]
-    lines += ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
-    lines += ["| " + " | ".join(row[name] for name in names) + " |" for row in rows]
+    lines += _table(rows)
+    if by_service := service_rows(results, suite):
+        lines += ["", "Requests of each service, where several stand side by side:", "", *_table(by_service)]
     comparisons = probability_of_improvement(results, suite)
     lines += ["", *comparisons] if comparisons else []
     if suite.learners:
@@ -236,23 +282,38 @@ def write_tables(
     write_atomically(directory / "README.md", "\n".join(lines) + "\n")
 
 
+def _table(rows: list[dict[str, str]]) -> list[str]:
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    return lines + ["| " + " | ".join(row[name] for name in names) + " |" for row in rows]
+
+
 def draw_comparison(results: pd.DataFrame, suite: SuiteConfig, directory: Path) -> Path:
-    """Utility, that less the cost of loading where there is any, and hit ratio: bars, or curves over a sweep."""
+    """Utility, that less the cost of loading where there is any, hit ratio, and of several cells what else is asked
+    of them: bars, or curves over a sweep.
+    """
     style()
+    drawn = [name for name in of_cells(results) if name in QUANTITIES and results[name].nunique() > 1]
+    results = results.fillna(dict.fromkeys(drawn, 0.0))
     names = [value for value in suite.values if isinstance(value, str)]
     if names:  # drawn in their order
         results = results.assign(value=results["value"].map(names.index))
-    quantities = ["utility", "net_utility", "hit_ratio"]
+    quantities = ["utility", "net_utility", "hit_ratio", *drawn]
     if not loading_costs(results):
         quantities.remove("net_utility")
     width = 4.25 if suite.sweep is None else 5.75  # curves are named beside the axes
-    figure, panels = plt.subplots(1, len(quantities), figsize=(width * len(quantities), 3), layout="constrained")
+    columns = min(len(quantities), ACROSS)
+    lines = -(-len(quantities) // columns)
+    size = (width * columns, 3 * lines)
+    figure, panels = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+    for empty in panels.flat[len(quantities) :]:
+        empty.set_axis_off()
     schemes = list(dict.fromkeys(results["scheme"]))
     look = looks(schemes)
-    for axes, column in zip(panels, quantities, strict=True):
+    for place, (axes, column) in enumerate(zip(panels.flat, quantities, strict=False)):
         if suite.sweep is None:
             shown = _bars(axes, results, look, column)
-            axes.set_yticks(range(len(shown)), [scheme_name(s) if axes is panels[0] else "" for s in shown])
+            axes.set_yticks(range(len(shown)), [scheme_name(s) if place % columns == 0 else "" for s in shown])
             continue
         ends = [_swept(axes, results, scheme, look[scheme], column) for scheme in schemes]
         values = results["value"]

@@ -11,6 +11,7 @@ from lightning_t2drl.suite.comparison import (
     improvements,
     interval,
     largest_improvements,
+    service_rows,
     summary_rows,
 )
 
@@ -42,6 +43,19 @@ def test_rows_say_how_far_each_scheme_is(results):
     assert ours["utility vs rcars"] == "+150.00 %" and ours["hit ratio vs rcars"] == "+25.00 %"
     assert ours["of oracle"] == "83.33 [83.33, 83.33] %" and ours["of the way"] == "75.0 [75.0, 75.0] %"
     assert rows["5", "rcars"]["utility vs rcars"] == "+0.00 %"
+
+
+def test_several_cells_are_asked_for_handovers_and_services_by_kind(results):
+    assert "delay s" not in summary_rows(results, SUITE)[0] and service_rows(results, SUITE) == []
+    several = results.assign(violation_ratio=0.25, delay=40.0, handover_ratio=0.1, nearby_ratio=float("nan"))
+    row = summary_rows(several, SUITE)[0]
+    assert (row["late"], row["delay s"], row["handovers"], row["nearby"]) == ("0.250", "40.0", "0.100", "0.000")
+    kinds = {
+        f"{name}/{kind}": 0.5 for name in ("hit_ratio", "violation_ratio", "quality", "delay") for kind in ("a", "b")
+    }
+    rows = service_rows(results.assign(**kinds | {"hit_ratio/b": float("nan")}), SUITE)
+    assert {row["service"] for row in rows} == {"a"} and len(rows) == 6
+    assert rows[0]["quality"] == "0.500"
 
 
 def test_the_same_results_have_the_same_intervals_and_nobody_else_notices():
