@@ -80,6 +80,8 @@ class QLearningCacher(Cacher):
             raise UserError(
                 f"cacher.network: {network.__name__} does not fit {type(self).__name__}, which needs {right}"
             )
+        if getattr(network, "of_models", False):
+            return build(self.config.network, self.scenario, self.observed, choices, key="cacher.network")
         return build(self.config.network, self.state_width, choices, key="cacher.network")
 
     def best(self, network: nn.Module, state: Tensor) -> Tensor:

@@ -21,7 +21,16 @@ MODELS = 24  # more are not listed
 def draw(
     scenario: Scenario, slot: int, position: Tensor, cells: TensorDict, served: TensorDict | None, world: int = 0
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The slot as RGB, uint8 [400, 900, 3].
+    """The slot as RGB, uint8 [400, 900, 3]; arguments as for `paint`."""
+    canvas = FigureCanvasAgg(paint(scenario, slot, position, cells, served, world))
+    canvas.draw()
+    return np.array(canvas.buffer_rgba(), dtype=np.uint8)[..., :3].copy()
+
+
+def paint(
+    scenario: Scenario, slot: int, position: Tensor, cells: TensorDict, served: TensorDict | None, world: int = 0
+) -> Figure:
+    """The slot as a figure: a map of stations and users, each joined to the station that serves it, and what each got.
 
     Args:
         scenario: the world's constants.
@@ -33,7 +42,6 @@ def draw(
     """
     here, attached = position[world].cpu(), cells["attached"][world].cpu()
     figure = Figure(figsize=(9, 4), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
     axes = figure.subplot_mosaic([["map", "bandwidth"], ["map", "steps"]], width_ratios=(1, 1.2))
     site = attached.float().argmax(0)
     source, late = ["not yet served"] * scenario.users, attached.any(0) & False
@@ -56,8 +64,7 @@ def draw(
     if served is not None:
         utility = of_user["utility"].sum() / attached.sum().clamp_min(1)
         axes["bandwidth"].set_title(f"mean utility {utility:.3f}, {int(late.sum())} late", fontsize=9)
-    canvas.draw()
-    return np.array(canvas.buffer_rgba(), dtype=np.uint8)[..., :3].copy()
+    return figure
 
 
 def _map(
@@ -84,7 +91,7 @@ def _map(
     if bool(late.any()):
         marks.append(Line2D([], [], marker="o", linestyle="", color="white", markeredgecolor="#d00000", label="late"))
     if marks:
-        ax.legend(handles=marks, fontsize=6, loc="lower left", framealpha=0.8)
+        ax.legend(handles=marks, fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=len(marks))
 
 
 def _held(cache: Tensor) -> str:

@@ -12,12 +12,21 @@ from cycler import cycler
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import pandas as pd
+import torch
 from matplotlib.axes import Axes
 
+from lightning_t2drl.allocators.base import Allocator
+from lightning_t2drl.cachers.base import Cacher
+from lightning_t2drl.envs import EdgeAIGCEnv
+from lightning_t2drl.envs.picture import paint
 from lightning_t2drl.files import temporary_name
+from lightning_t2drl.loop.evaluation import on_own_randomness
 from lightning_t2drl.loop.metrics import DELAY_PARTS
+from lightning_t2drl.loop.slots import frame
 from lightning_t2drl.run.labels import PALETTE, QUANTITIES, End, across, label_ends, scheme_name
 from lightning_t2drl.run.tables import rows
+from lightning_t2drl.seeding import derive_seed
+from lightning_t2drl.system.scenario import Scenario
 
 DELAY_LABELS = {"access_delay": "radio access", "generation_delay": "generation", "backhaul_delay": "backhaul"}
 
@@ -74,6 +83,17 @@ def draw_run(output_dir: Path, results: dict[str, Any] | None) -> list[Path]:
     if results is not None:
         paths.append(_delay_parts(results, output_dir / "figures" / "delay_parts.png"))
     return paths
+
+
+def draw_map(scenario: Scenario, cacher: Cacher, allocator: Allocator, seed: int, path: Path) -> Path:
+    """The first held-out slot of a pair of policies: where stations and users are, who serves whom, and with what."""
+    style()
+    env = EdgeAIGCEnv(scenario, 1, derive_seed(seed, "evaluation"), held_out=True)
+    with torch.no_grad(), on_own_randomness(cacher, seed), on_own_randomness(allocator, seed):
+        cacher.start_episode(env.observe())
+        position = env.get_state()["world"]["position"]
+        slot = next(iter(frame(env, cacher, allocator)))
+    return save(paint(scenario, 1, position, slot.cells, slot.following["served"]), path)
 
 
 def _curve(axes: Axes, metrics: pd.DataFrame, evaluated: pd.DataFrame | None, column: str) -> list[End]:

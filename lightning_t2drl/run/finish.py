@@ -13,7 +13,7 @@ from lightning_t2drl.loop.diagnosis import diagnose, signatures
 from lightning_t2drl.loop.two_timescale import TwoTimescaleModule
 from lightning_t2drl.run.diagnose import curve_of
 from lightning_t2drl.run.evaluate import RESULT, compare
-from lightning_t2drl.run.figures import draw_run
+from lightning_t2drl.run.figures import draw_map, draw_run
 from lightning_t2drl.run.loggers import FrameWandbLogger
 from lightning_t2drl.run.schemas import TrainConfig
 from lightning_t2drl.run.tables import improvement, schemes_table, services_table
@@ -47,6 +47,9 @@ def finish_run(
             for line in summary["diagnosis"]["signatures"]:
                 console.print(line, style="yellow", soft_wrap=True)
     figures = draw_run(directory, results) if config.figures else []
+    if config.figures and module.scenario.cells > 1:
+        world, pair = module.scenario.to("cpu"), (module.cacher.cpu(), module.allocator.cpu())
+        figures.append(draw_map(world, *pair, config.evaluation.seed, directory / "figures" / "map.png"))
     console.print(
         f"results in {directory}: " + ", ".join(sorted(p.name for p in directory.iterdir() if p.name[0] != "."))
     )

@@ -46,6 +46,11 @@ def test_a_policy_of_three_cells_serves_seven(tmp_path, run_train, run_evaluate)
     assert result["scenario"] == "cells7"
 
 
+def test_a_run_of_several_cells_leaves_a_map(tmp_path, run_train):
+    run_train("experiment=rcars", "env=cells3", "frames=1", "figures=true", output_dir=tmp_path / "a")
+    assert (tmp_path / "a" / "figures" / "map.png").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize("pair", [("random", "equal"), ("popular", "exact"), ("most_requested", "equal"),
                                   ("lru", "equal"), ("knapsack", "equal")])  # fmt: skip
 def test_reference_policies_serve_several_cells(pair, run_evaluate):
