@@ -18,27 +18,44 @@ from lightning_t2drl.system.bounds.users import (
     put,
 )
 
+REGIMES = [STARVED, LATE, ON_TIME]
+TOTAL = 1 - BANDWIDTH_SLACK
+TRIED = 16  # changes of one user, of the many there are
 
-def _fill(users: Users, x: Tensor, mode: Tensor, rounds: int = 8) -> tuple[Tensor, Tensor]:
+
+def _fill(users: Users, x: Tensor, mode: Tensor) -> tuple[Tensor, Tensor]:
     """The best bandwidth split for given steps and regimes, and the users' total utility; [*, n, U], [*, n].
 
-    b_u = max(s sqrt((1 - alpha) a_u / tau), least_u) with the s at which the shares sum to 1, found by Newton's method
-    from above on a function that is convex and piecewise linear in s; -inf where the least shares exceed 1.
+    b_u = max(s root_u, least_u), see `_needs`, with the s at which the shares sum to 1: the least that any set of users
+    A gives by s sum_A root + sum_others least = 1; the best A are those of lowest least / root. -inf where the least
+    shares exceed 1.
     """
-    least = torch.where((mode == ON_TIME) & users.attached, users.least_share(x), 0.0)
-    root = torch.where((mode == STARVED) | ~users.attached, 0.0, users.weight.sqrt())
-    total = 1 - BANDWIDTH_SLACK
-    possible = least.sum(-1, keepdim=True) <= total
+    least, root = _needs(users, x, mode)
+    possible = least.sum(-1, keepdim=True) <= TOTAL
     least = torch.where(possible, least, 0.0)
-    scale = total / root.sum(-1, keepdim=True).clamp_min(TINY)
-    for _ in range(rounds):
-        free = root * scale > least
-        left = total - (least * ~free).sum(-1, keepdim=True)
-        scale = torch.minimum(scale, left.clamp_min(0.0) / (root * free).sum(-1, keepdim=True).clamp_min(TINY))
-    extra = (root * scale - least).clamp_min(0.0)
-    left = total - least.sum(-1, keepdim=True)
-    b = least + extra * (left / extra.sum(-1, keepdim=True).clamp_min(TINY)).clamp_max(1.0)  # exact, if not yet settled
+    order = (least / root).nan_to_num(torch.inf).argsort(-1)  # 0 / 0: wants nothing
+    taken, roots = (part.gather(-1, order).cumsum(-1) for part in (least, root))
+    scale = ((TOTAL - taken[..., -1:] + taken) / roots.clamp_min(TINY)).amin(-1, keepdim=True)
+    b = torch.maximum(root * scale, least)
     return b, torch.where(possible.squeeze(-1), users.utility(x, b).sum(-1), -torch.inf)
+
+
+def _needs(users: Users, x: Tensor, mode: Tensor) -> tuple[Tensor, Tensor]:
+    """The least share with which a user is on time where it shall be, and sqrt((1 - alpha) a_u / tau); 0 if starved."""
+    least = torch.where((mode == ON_TIME) & users.attached, users.least_share(x), 0.0)
+    return least, torch.where((mode == STARVED) | ~users.attached, 0.0, users.weight.sqrt())
+
+
+def _in_time(users: Users, plan: Plan) -> Tensor:
+    """The plan's steps, less so many that the users who shall be on time do not need more bandwidth than there is.
+
+    A dual's plan meets the deadline exactly or nearly; users with steps then give way, all by the same part of theirs.
+    """
+    least, _ = _needs(users, plan.steps, plan.mode)
+    gives = (plan.steps > 0) & (plan.mode == ON_TIME)
+    over = least.sum(-1, keepdim=True) - TOTAL * (1 - BANDWIDTH_SLACK)
+    shares = least * (1 - over / (least * gives).sum(-1, keepdim=True).clamp_min(TINY)).clamp_min(0.0)
+    return torch.where(gives & (over > 0), torch.minimum(plan.steps, users.steps_in_time(shares)), plan.steps)
 
 
 def _within_budget(users: Users, x: Tensor) -> Tensor:
@@ -80,9 +97,7 @@ def primal(users: Users, plans: list[Plan], bound: Tensor, rounds: int) -> tuple
     best, best_value = late, torch.full_like(bound, -torch.inf)
     grants = (_within_budget,) if users.alike else (_within_budget, _piece_by_piece)
     for plan in (late, *plans):
-        # A plan may meet the deadline exactly with all of the bandwidth; it must stay feasible with slightly less.
-        shares = plan.bandwidth * (1 - 2 * BANDWIDTH_SLACK) / plan.bandwidth.sum(-1, keepdim=True).clamp_min(1.0)
-        x = torch.where(plan.mode == ON_TIME, torch.minimum(plan.steps, users.steps_in_time(shares)), plan.steps)
+        x = _in_time(users, plan)
         for granted in (grant(users, x) for grant in grants):
             b, value = _fill(users, granted, plan.mode)
             best = choose(value > best_value, Plan(b, granted, plan.mode), best)
@@ -91,7 +106,7 @@ def primal(users: Users, plans: list[Plan], bound: Tensor, rounds: int) -> tuple
         rows = (best_value < bound - CLOSE * users.attached.sum(-1)).nonzero().squeeze(-1)
         if len(rows) == 0:
             break
-        better, value = _change_one(users.rows(rows), Plan(*(part[rows] for part in best)), best_value[rows])
+        better, value = _change_one(users.rows(rows), best.rows(rows), best_value[rows])
         best = put(best, rows, better)
         best_value = best_value.index_copy(0, rows, value)
     return best, best_value
@@ -100,20 +115,52 @@ def primal(users: Users, plans: list[Plan], bound: Tensor, rounds: int) -> tuple
 def _change_one(users: Users, plan: Plan, value: Tensor) -> tuple[Plan, Tensor]:
     """The plan after the best change of one user's regime and steps, and its value [n].
 
-    The steps tried are none, all it can have, and those where its quality curve bends.
+    The steps tried are none, all it can have, and those where its quality curve bends. Of all these changes the
+    `TRIED` that look best are worked out.
     """
-    count = users.link.shape[-1]
-    me = torch.eye(count, dtype=torch.bool, device=value.device).unsqueeze(1)  # [U, 1, U]: whose plan changes
     spare = (users.budget - (plan.steps.sum(-1, keepdim=True) - plan.steps)).clamp_min(0.0)
     knots = (users.full, torch.zeros_like(users.full), *users.start.unbind(-1)[1:])
-    best, best_value = plan, value
-    for steps in (torch.minimum(knot, spare) * users.hit for knot in knots):
-        x = torch.where(me, steps, plan.steps)
-        for regime in (STARVED, LATE, ON_TIME):
-            mode = torch.where(me, regime, plan.mode)
-            b, values = _fill(users, x, mode)  # [U, n, U], [U, n]
-            top, who = values.max(0)
-            pick = who[None, :, None].expand(1, -1, count)
-            best = choose(top > best_value, Plan(*(part.gather(0, pick)[0] for part in (b, x, mode))), best)
-            best_value = torch.maximum(top, best_value)
-    return best, best_value
+    steps = torch.stack([torch.minimum(knot, spare) * users.hit for knot in knots for _ in REGIMES])  # [C, n, U]
+    modes = torch.tensor(REGIMES * len(knots), device=value.device)[:, None, None].expand_as(steps)
+    worth = _worth(users, plan, steps, modes).movedim(0, 1).flatten(1)  # [n, C U]
+    top = worth.topk(min(TRIED, worth.shape[-1]), sorted=False).indices.T.unsqueeze(-1)  # [tried, n, 1]
+    who, rows = top % users.link.shape[-1], torch.arange(len(value), device=value.device).unsqueeze(-1)
+    what = top.div(users.link.shape[-1], rounding_mode="floor")
+    x = plan.steps.expand(len(top), -1, -1).scatter(-1, who, steps[what, rows, who])
+    mode = plan.mode.expand(len(top), -1, -1).scatter(-1, who, modes[what, rows, who])
+    b, values = _fill(users, x, mode)
+    values, best = torch.cat((value.unsqueeze(0), values)).max(0)
+    tried = (torch.cat((old.unsqueeze(0), new)) for old, new in zip(plan, (b, x, mode), strict=True))
+    best = best[None, :, None].expand(1, -1, users.link.shape[-1])
+    return Plan(*(part.gather(0, best)[0] for part in tried)), values
+
+
+def _worth(users: Users, plan: Plan, steps: Tensor, mode: Tensor) -> Tensor:
+    """An estimate of the users' total utility after each user's change to these steps and regimes, [C, n, U].
+
+    Users whom the deadline holds at their least share keep it; the rest of the bandwidth goes to the others, by root.
+    """
+    least, root = _needs(users, plan.steps, plan.mode)
+    scale = (plan.bandwidth / root).nan_to_num(torch.inf).amin(-1, keepdim=True)
+    held = root * scale * (1 + 1e-9) < least
+    lost = torch.where(held, users.weight / least.clamp_min(TINY), 0.0)
+    kept = _others(_before_access(users, plan.steps, plan.mode) - lost)
+    left, roots = TOTAL - _others(torch.where(held, least, 0.0)), _others(torch.where(held, 0.0, root))
+    least, root = _needs(users, steps, mode)
+    together = (roots + root).square() / left.clamp_min(TINY)  # utility lost, if the user shares with those not held
+    apart = roots.square() / (left - least).clamp_min(TINY) + users.weight / least.clamp_min(TINY)  # or is held
+    lost = torch.where(root * left < least * (roots + root), apart, together)
+    value = kept + _before_access(users, steps, mode) - lost
+    return value.masked_fill(left <= least, -torch.inf).nan_to_num(-torch.inf)
+
+
+def _others(value: Tensor) -> Tensor:
+    """The sum over all other users, [n, U]."""
+    return value.sum(-1, keepdim=True) - value
+
+
+def _before_access(users: Users, x: Tensor, mode: Tensor) -> Tensor:
+    """Each user's utility in its regime, but for the time of its access."""
+    latency = torch.where(mode == STARVED, -1.0, 1 - users.rest(x) / users.deadline)
+    value = users.alpha * users.quality(x) + (1 - users.alpha) * latency - users.penalty * (mode != ON_TIME)
+    return torch.where(users.attached, value, 0.0)

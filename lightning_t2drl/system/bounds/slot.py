@@ -17,7 +17,7 @@ that leaves a gap, into those on time and those late.
 
 The floor of l and the penalty chi are included, since nothing about utility_u is relaxed; only v and w must not be too
 small. They are exact over three regimes that together cover every (b, x), with b in [0, 1] and x in [A1, min(A3, L)]
-where active and x = 0 elsewhere (more steps only cost), see `Users.respond`:
+where active and x = 0 elsewhere (more steps only cost), see `Response`:
 
 - starved, b = 0: l = -1 and late; the objective is linear in x, so x is at an end;
 - late: l taken as 1 - D / tau without its floor. That never exceeds the true l, and equals it where l > -1; where
@@ -44,18 +44,10 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from lightning_t2drl.system import service
-from lightning_t2drl.system.bounds.dual import dual
+from lightning_t2drl.system.bounds.dual import Dual
 from lightning_t2drl.system.bounds.primal import primal
-from lightning_t2drl.system.bounds.users import (
-    BY_ACTIVITY,
-    BY_DEADLINE,
-    CLOSE,
-    DEADLINE_SLACK,
-    Plan,
-    Users,
-    put,
-    users_of,
-)
+from lightning_t2drl.system.bounds.response import BY_ACTIVITY, BY_DEADLINE
+from lightning_t2drl.system.bounds.users import CLOSE, DEADLINE_SLACK, Plan, Users, put, users_of
 from lightning_t2drl.system.cells import members_first
 from lightning_t2drl.system.scenario import Scenario
 from lightning_t2drl.system.serving import cell_mean, serve
@@ -129,14 +121,19 @@ def slot_bound(
 
 
 def _solve_slots(users: Users, rounds: int, counts: int) -> tuple[Tensor, Plan]:
-    """Bound on the users' total utility [n] and the best plan found, splitting by deadline where a gap is left."""
+    """Bound on the users' total utility [n] and the best plan found, with more effort where a gap is left."""
     careful = replace(users, in_time=users.deadline * (1 - DEADLINE_SLACK))
-    bound, plans = dual(users, BY_ACTIVITY, counts)
-    plan, value = primal(careful, plans, bound, rounds)
-    rows = (value < bound - CLOSE * users.attached.sum(-1)).nonzero().squeeze(-1)
-    if counts == 0 or len(rows) == 0:
-        return bound, plan
-    other, plans = dual(users.rows(rows), BY_DEADLINE, counts)
-    bound[rows] = torch.minimum(bound[rows], other)
-    plans.append(Plan(*(part[rows] for part in plan)))
-    return bound, put(plan, rows, primal(careful.rows(rows), plans, bound[rows], rounds)[0])
+    dual = Dual(users, BY_ACTIVITY)
+    bound = dual.bound
+    plan, value = primal(careful, dual.plans, bound, 0 if counts else rounds)
+    close = CLOSE * users.attached.sum(-1)
+    for split in (BY_ACTIVITY, BY_DEADLINE) if counts else ():
+        rows = (value < bound - close).nonzero().squeeze(-1)
+        if len(rows) == 0:
+            break
+        dual = dual.rows(rows) if split == BY_ACTIVITY else Dual(users.rows(rows), split)
+        dual.refine(counts, (value + close)[rows])
+        bound[rows] = torch.minimum(bound[rows], dual.bound)
+        better, value[rows] = primal(careful.rows(rows), [*dual.plans, plan.rows(rows)], bound[rows], rounds)
+        plan = put(plan, rows, better)
+    return bound, plan

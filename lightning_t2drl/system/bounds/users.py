@@ -1,4 +1,4 @@
-"""A slot's problem as data per user, and each user's best response to prices; see `slot` for the derivation."""
+"""A slot's problem as data per user; see `slot` for the derivation."""
 
 from __future__ import annotations
 
@@ -19,10 +19,7 @@ from lightning_t2drl.system.serving import backhaul_delay, hits, nearby_misses
 # leave a little of the deadline and of the bandwidth unused.
 BOUND_LENIENCE, DEADLINE_SLACK, BANDWIDTH_SLACK = 1e-6, 2e-5, 1e-6
 STARVED, LATE, ON_TIME = 0, 1, 2
-# A user's options are these regimes without quality, then active; here they are split into two classes.
-BY_ACTIVITY, BY_DEADLINE = ((0, 1, 2), (3, 4, 5)), ((0, 1, 3, 4), (2, 5))
-Split = tuple[tuple[int, ...], tuple[int, ...]]
-CLOSE = 1e-5  # a gap in utility per user too small to search for
+CLOSE = 1e-6  # a gap in utility per user too small to search for
 TINY = 1e-300
 
 
@@ -32,6 +29,10 @@ class Plan(NamedTuple):
     bandwidth: Tensor
     steps: Tensor  # in units of the budget
     mode: Tensor  # STARVED, LATE or ON_TIME
+
+    def rows(self, index: Tensor) -> Plan:
+        """The same of some slots only."""
+        return Plan(*(part[index] for part in self))
 
 
 @dataclass
@@ -98,53 +99,6 @@ class Users:
         """The same of some slots only."""
         cut: dict[str, Any] = {f.name: v[index] for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
         return replace(self, **cut)
-
-    def respond(self, price: Tensor, step_price: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Each user's best (b, x) at the prices lambda, mu [n, 1] under each option; see the module's docstring.
-
-        An active user's is the best over the pieces of its quality curve.
-
-        Returns:
-            Value net of prices, bandwidth share and steps, each [6, n, U], see `BY_ACTIVITY`. The value of what cannot
-            be is -inf.
-        """
-        start, rise = self.start.movedim(-1, 0), self.rise.movedim(-1, 0)  # [P, n, U]
-        most = torch.cat((start[1:], self.full.unsqueeze(0))).clamp_max(self.budget)
-        quality_slope = self.alpha / rise - step_price
-        slope = quality_slope - (1 - self.alpha) * self.per_step / self.deadline
-        per_step = self.per_step.clamp_min(TINY)
-        spare = self.in_time - self.fixed
-        bent = (spare - (price * self.link * per_step / quality_slope.clamp_min(TINY)).sqrt()) / per_step
-        bent = torch.maximum(torch.where(slope > 0, bent, start), start)
-        reach = self.steps_in_time(torch.ones_like(spare))
-        active = torch.stack(
-            (
-                torch.where(quality_slope > 0, most, start),
-                torch.where(slope > 0, most, start),
-                torch.minimum(torch.minimum(bent, most), reach),
-            ),
-            1,
-        )
-        x = torch.cat((torch.zeros_like(active[:1]), active))  # [1 + P, modes, n, U]
-        wish = (self.weight / price).sqrt().clamp_max(1.0)
-        least = self.least_share(x[:, ON_TIME])
-        b = torch.stack((torch.zeros_like(x[:, STARVED]), wish.expand_as(least), torch.maximum(wish, least)), 1)
-        b = b.clamp_max(1.0)
-        latency = (1 - self.alpha) * (1 - self.rest(x) / self.deadline) - self.weight / b.clamp_min(TINY)
-        latency[:, STARVED] = self.alpha - 1
-        latency[:, :ON_TIME] -= self.penalty
-        line = self.score.movedim(-1, 0).unsqueeze(1) + (x[1:] - start.unsqueeze(1)) / rise.unsqueeze(1)
-        quality = torch.where(self.hit, torch.cat((torch.zeros_like(x[:1]), line.clamp(0, 1))), 1.0)
-        value = self.alpha * quality + latency - price * b - step_price * x
-        value[:, ON_TIME].masked_fill_(least > 1 + 1e-9, -torch.inf)  # the tolerance forgives rounding
-        value[1:].masked_fill_((~self.hit | (most <= start)).unsqueeze(1), -torch.inf)
-        value[2:, ON_TIME].masked_fill_(reach < start[1:], -torch.inf)  # before its piece the line is not the quality
-        value = torch.where(self.attached, value, 0.0)
-        if len(value) > 2:
-            value[1:2], piece = value[1:].max(0, keepdim=True)
-            b[1:2], x[1:2] = b[1:].gather(0, piece), x[1:].gather(0, piece)
-        value, b, x = value[:2], b[:2], x[:2]
-        return value.flatten(0, 1), (b * self.attached).flatten(0, 1), (x * self.hit).flatten(0, 1)
 
 
 def users_of(
