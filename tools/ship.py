@@ -1,6 +1,7 @@
-"""Makes a policy that ships of a run: parameters and config alone, without optimizers, replay and worlds.
+"""Makes a policy that ships: parameters and config alone of a run, without optimizers, replay and worlds.
 
-python -m tools.ship runs/a policies/NAME
+python -m tools.ship t2drl-cells            trains it first, by RECIPES; interrupted, it goes on from where it was
+python -m tools.ship runs/a policies/NAME   of a run of your own
 """
 
 from __future__ import annotations
@@ -15,8 +16,24 @@ from lightning_t2drl.errors import UserError
 from lightning_t2drl.loop.checkpoints import AtomicCheckpointIO, resolve
 from lightning_t2drl.loop.state import KEY
 from lightning_t2drl.registry import class_of, typed
+from lightning_t2drl.run import commands
 
 LARGEST = 2**20  # bytes
+POLICIES = Path("policies")
+RECIPES = {  # the words of `t2drl train` by policy
+    "t2drl-cells": ["experiment=t2drl_cells"],
+    "t2drl-mixed": ["experiment=t2drl_mixed"],
+}
+
+
+def make(name: str, run: Path) -> Path:
+    """Train a policy of `RECIPES` in a directory of its own and ship it in the place of its forerunner."""
+    commands.run("train", [*RECIPES[name], f"output_dir={run}", "resume=auto"])
+    target = ship(str(run), POLICIES / name)
+    for former in target.parent.glob("*.ckpt"):
+        if former != target:
+            former.unlink()
+    return target
 
 
 def ship(run: str, directory: Path) -> Path:
@@ -48,11 +65,13 @@ def whole(section: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", help="a checkpoint or a run's directory")
-    parser.add_argument("directory", type=Path)
-    arguments = parser.parse_args()
-    print(ship(arguments.run, arguments.directory))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help=f"one of {', '.join(RECIPES)}; or a checkpoint or a run's directory")
+    parser.add_argument("directory", type=Path, nargs="?", help="where to, of a run")
+    given = parser.parse_args()
+    if given.directory is None and given.run not in RECIPES:
+        parser.error(f"{given.run} is none of {', '.join(RECIPES)}; of a run, name the directory that it goes to")
+    print(make(given.run, Path("runs") / given.run) if given.directory is None else ship(given.run, given.directory))
 
 
 if __name__ == "__main__":

@@ -41,9 +41,9 @@ LOOP = LoopConfig(slot_warmup=12, frame_warmup=4, slot_batch_size=8, frame_batch
                   gradient_clip=0.0, log_every_n_frames=1)  # fmt: skip
 
 
-def make(frames, loop=LOOP):
+def make(frames, loop=LOOP, **world):
     L.seed_everything(0, verbose=False)
-    env = EnvConfig(frames_per_episode=2, slots_per_frame=3, num_envs=4)
+    env = EnvConfig(frames_per_episode=2, slots_per_frame=3, num_envs=4, **world)
     return TwoTimescaleModule(*build_policies(env, DDQN, SET), loop, 4, frames, seed=1)
 
 
@@ -135,6 +135,12 @@ def test_two_ranks_equal_the_single_process_mean_of_their_gradients(tmp_path):
         torch.testing.assert_close(value, reference[key], rtol=1e-5, atol=1e-6)
     moved = [not torch.equal(v, make(frames).state_dict()[k]) for k, v in reference.items() if "actor" in k]
     assert all(moved)
+
+
+def test_ranks_agree_where_each_has_other_cells_full(tmp_path):
+    """Each rank's batches hold the users that its own cells serve, as many as there are."""
+    module = make(2, cells=3, active_users=[2, 10], popularity_scope="per_cell")
+    fit(module, tmp_path, callbacks=[RanksAgree()])
 
 
 def test_ddp_run_resumes_exactly_on_both_ranks(tmp_path):
