@@ -20,7 +20,7 @@ from lightning_t2drl.cachers.base import Cacher
 from lightning_t2drl.cachers.oracle import OracleCacher
 from lightning_t2drl.deploy.controller import Cell
 from lightning_t2drl.deploy.explain import Arrays, chosen, explain, feeds_of, read_situation
-from lightning_t2drl.envs.edge_aigc import load_per_user
+from lightning_t2drl.envs.worlds import load_per_user
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.files import as_json, write_atomically
 from lightning_t2drl.run.compose import Composed

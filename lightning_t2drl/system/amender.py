@@ -20,9 +20,9 @@ def amend_allocation(raw: Tensor, hit: Tensor, attached: Tensor) -> Tensor:
     Returns:
         Shares (b, xi) [*, U, 2], each column >= 0 with a sum <= 1. Differentiable inside the clamp.
     """
-    allowed = torch.stack((attached, attached & hit), -1)
-    ask = (raw.clamp(-1.0, 1.0) + 1) * 0.5 * allowed
-    return ask / ask.sum(-2, keepdim=True).clamp_min(1.0)
+    allowed = torch.stack((attached, attached & hit))  # bandwidth and steps, each in one piece of memory
+    ask = raw.movedim(-1, 0).contiguous().clamp(-1.0, 1.0).add_(1).mul_(0.5) * allowed
+    return (ask / ask.sum(-1, keepdim=True).clamp_min(1.0)).movedim(0, -1)
 
 
 def raw_from_shares(shares: Tensor) -> Tensor:

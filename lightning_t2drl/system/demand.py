@@ -27,4 +27,4 @@ def inverse_cdf(cumulative: Tensor, uniform: Tensor) -> Tensor:
     Returns:
         int64 [*, D], always a valid category of positive probability.
     """
-    return torch.searchsorted(cumulative, uniform.contiguous(), right=True).clamp_max_(cumulative.shape[-1] - 1)
+    return torch.searchsorted(cumulative, uniform.contiguous(), right=True)

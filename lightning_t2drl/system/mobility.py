@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_t2drl.system.noise import in_planes, number
 from lightning_t2drl.system.scenario import Scenario
 
 
@@ -13,7 +14,7 @@ def uniform_position(scenario: Scenario, uniform: Tensor) -> Tensor:
     inner, outer = scenario.min_distance**2, scenario.area_radius**2
     distance = (inner + (outer - inner) * uniform[..., 0]).sqrt()
     angle = 2 * torch.pi * uniform[..., 1]
-    return torch.stack((distance * angle.cos(), distance * angle.sin()), -1) + scenario.centre
+    return in_planes(distance * angle.cos(), distance * angle.sin()) + scenario.centre
 
 
 def move(
@@ -30,21 +31,21 @@ def move(
     Returns:
         The next position, velocity and mean velocity; position is at most `area_radius` from `centre`.
     """
-    rim = scenario.area_radius
-    a = scenario.mobility_memory
-    velocity = (a * velocity).add_(noise, alpha=scenario.speed_deviation * (1 - a * a) ** 0.5)
-    if scenario.mean_speed:
-        velocity = velocity + (1 - a) * mean_velocity
-    position = position.add(velocity, alpha=scenario.slot_duration) - scenario.centre
-    distance = torch.linalg.vector_norm(position, dim=-1, keepdim=True)
-    radial = position / distance.clamp_min(1e-9)
-    outside = distance > rim
+    a, rim = scenario.mobility_memory, scenario.area_radius
+    velocity = torch.lerp(mean_velocity, velocity, a).add_(noise, alpha=scenario.speed_deviation * (1 - a * a) ** 0.5)
+    offset = torch.add(position, velocity, alpha=scenario.slot_duration) - scenario.centre
+    x, y = offset.unbind(-1)
+    distance = torch.hypot(x, y).clamp_min_(1e-9)
+    outside = distance > number(rim)
     # Reflected between both ends of a diameter, a path is a triangle wave of period 4R, however long the step.
-    folded = rim - ((distance + rim) % (4 * rim) - 2 * rim).abs()
-    position = torch.where(outside, radial * folded, position) + scenario.centre
-    normal = radial * outside  # of the edge, 0 for those inside
+    folded = number(rim) - ((distance + number(rim)) % number(4 * rim)).sub_(number(2 * rim)).abs_()
+    scale = torch.where(outside, folded, distance).div_(distance)
+    position = (offset * scale.unsqueeze(-1)).add_(scenario.centre)
 
     def bounce(v: Tensor) -> Tensor:
-        return v.addcmul((v * normal).sum(-1, keepdim=True), normal, value=-2)
+        """Turn v round at the edge, whose normal is n, to v - 2 (v n) n for who is outside."""
+        along, across = v.unbind(-1)
+        radial = (along * x).addcmul_(across, y).div_(distance * distance).mul_(outside)
+        return v.addcmul(offset, radial.unsqueeze(-1), value=-2)
 
     return position, bounce(velocity), bounce(mean_velocity) if scenario.mean_speed else mean_velocity

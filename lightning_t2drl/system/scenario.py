@@ -86,34 +86,57 @@ class Scenario:
     services: tuple[str, ...]  # which service each model is of
     metrics: tuple[str, ...]  # what each model's metric is, with its unit
 
-    @property
+    @cached_property
     def slots_per_episode(self) -> int:
         return self.frames_per_episode * self.slots_per_frame
 
-    @property
+    @cached_property
     def popularity_width(self) -> int:
         """Width of what the cacher sees of the demand."""
         return len(self.demands) if self.popularity_observation == "state" else self.models
 
-    @property
+    @cached_property
     def everyone_present(self) -> bool:
         """Whether all users are always there."""
         return self.active_users is None and not self.departure_rate
 
-    @property
+    @cached_property
     def one_crowd(self) -> bool:
         """Whether all users are always attached to the one cell there is, with a request in every slot."""
         return self.cells == 1 and self.everyone_present and self.activity == 1 and not self.recorded_demand
 
-    @property
+    @cached_property
     def cooperates(self) -> bool:
         """Whether cells fetch models' results from each other."""
         return self.cells > 1 and self.edge_link_rate is not None
 
-    @property
+    @cached_property
     def chains(self) -> int:
         """How many popularity chains a world has."""
         return self.cells if self.popularity_scope == "per_cell" else 1
+
+    @cached_property
+    def turnover(self) -> bool:
+        """Whether users come and go at frames' starts."""
+        return not self.everyone_present and bool(self.arrival_rate or self.departure_rate)
+
+    @cached_property
+    def link_pairs(self) -> tuple[int, int, int]:
+        """Pairs of normal numbers per user and slot for the links: fading, shadowing, what the channel needs."""
+        return self.cells, self.cells * bool(self.shadowing_db), self.cells * self.channel.pairs
+
+    @cached_property
+    def noise_rows(self) -> tuple[int, ...]:
+        """Uniform numbers per user and slot: three of its request, both halves of all normal pairs, one of which is for
+        its movement, turnover, activity, and what else the mobility needs.
+        """
+        pairs = 1 + sum(self.link_pairs)
+        return 3, pairs, pairs, int(self.turnover), int(self.activity < 1), self.mobility.uniforms
+
+    @cached_property
+    def everyone(self) -> Tensor:
+        """True, to be expanded where all are meant."""
+        return torch.ones(1, dtype=torch.bool, device=self.sites.device)
 
     @cached_property
     def channel(self) -> Channel:
@@ -167,7 +190,7 @@ class Scenario:
         last = max(slots - self.slots_per_episode, 0)
         return self.requests.starts(torch.arange(last + 1, device=self.sites.device), held_out)
 
-    @property
+    @cached_property
     def cell_bandwidth(self) -> float:
         """What one cell has of the bandwidth, Hz."""
         return self.bandwidth / self.reuse
@@ -205,13 +228,13 @@ class Scenario:
 
     @cached_property
     def payload_ranges(self) -> tuple[Tensor, Tensor]:
-        """Lower end and width of the ranges of d_in and d_out, bit [2, 1] each; where models differ [2, M]."""
+        """Lower end and width of the ranges of d_in and d_out, bit [2, 1, 1] each; where models differ [2, M]."""
         ranges = (self.input_bits, self.output_bits)
         if any(isinstance(value, Tensor) for value in ranges):
             both = torch.stack([value if isinstance(value, Tensor) else self._every(value) for value in ranges])
             return both[..., 0], both[..., 1] - both[..., 0]
         low, high = torch.tensor(ranges, device=self.model_storage.device).unbind(-1)
-        return low.unsqueeze(-1), (high - low).unsqueeze(-1)
+        return low.view(2, 1, 1), (high - low).view(2, 1, 1)
 
     def _every(self, value: tuple[float, float]) -> Tensor:
         """A range that all models share, [M, 2]."""
@@ -224,9 +247,9 @@ class Scenario:
 
     @cached_property
     def service_table(self) -> Tensor:
-        """A1, A2, A3, A4, B1, B2 side by side [M, 6], so that one gather fetches a model's profile."""
+        """A1, A2, A3, A4, B1, B2 by row [6, M], so that one look-up fetches the profiles of models."""
         curves = (self.floor_steps, self.worst_metric, self.full_steps, self.best_metric)
-        return torch.stack((*curves, self.seconds_per_step, self.base_seconds), -1)
+        return torch.stack((*curves, self.seconds_per_step, self.base_seconds))
 
     @cached_property
     def curve_pieces(self) -> Tensor | None:

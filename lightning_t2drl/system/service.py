@@ -34,7 +34,8 @@ def of_model(value: Value, model: Tensor) -> Value:
 
 def profile(scenario: Scenario, model: Tensor) -> Profile:
     """The profiles of models, int64 [*]."""
-    floor, worst, full, best, per_step, base = torch.nn.functional.embedding(model, scenario.service_table).unbind(-1)
+    table = scenario.service_table
+    floor, worst, full, best, per_step, base = table.index_select(1, model.flatten()).view(-1, *model.shape).unbind()
     pieces = scenario.curve_pieces
     return Profile(
         floor_steps=floor,
@@ -70,7 +71,7 @@ def raw_metric(curve: Profile, quality: Tensor) -> Tensor:
 
 def generation_delay(curve: Profile, steps: Tensor) -> Tensor:
     """D_gen(x) = B1 x + B2 in s; [*]."""
-    return curve.seconds_per_step * steps + curve.base_seconds
+    return torch.addcmul(curve.base_seconds, curve.seconds_per_step, steps)
 
 
 def utility(curve: Profile, quality: Tensor, latency: Tensor, violated: Tensor) -> Tensor:

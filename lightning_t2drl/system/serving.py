@@ -48,9 +48,9 @@ def backhaul_delay(
     """
     miss = ~hit if attached is None else ~hit & attached
     far = miss if near is None else miss & ~near
-    delay = payload * far / scenario.backhaul_rate * far.sum(-1, keepdim=True)
+    delay = payload * far * (far.sum(-1, keepdim=True) / scenario.backhaul_rate)
     if near is not None and scenario.edge_link_rate is not None:
-        delay = delay + payload * near / scenario.edge_link_rate * near.sum(-1, keepdim=True)
+        delay = delay + payload * near * (near.sum(-1, keepdim=True) / scenario.edge_link_rate)
     return delay
 
 
@@ -59,7 +59,15 @@ def situation(cell: Mapping[str, Tensor]) -> dict[str, Any]:
     return {key: value for key in SITUATION if (value := cell.get(key, None)) is not None}
 
 
-def serve(
+def serve(scenario: Scenario, request: Tensor, *given: Any, **more: Any) -> TensorDict:
+    """What `outcome` says, as a TensorDict of batch size [*]; with `tv`, which is `metric` by its former name, for one
+    release.
+    """
+    out = outcome(scenario, request, *given, **more)
+    return TensorDict(out | {"tv": out["metric"]}, batch_size=request.shape[:-1], device=request.device)
+
+
+def outcome(
     scenario: Scenario,
     request: Tensor,
     input_bits: Tensor,
@@ -73,7 +81,7 @@ def serve(
     downlink_interference: Tensor | None = None,
     handover: Tensor | None = None,
     nearby: Tensor | None = None,
-) -> TensorDict:
+) -> dict[str, Tensor]:
     """Serve one slot's requests of one cell.
 
     Args:
@@ -92,11 +100,11 @@ def serve(
             from there: its backhaul delay is payload x n_near / R_edge, n_near being the cell's misses so served.
 
     Returns:
-        A TensorDict of batch size [*] with, per user [*, U]: `hit`, `access_delay`, `generation_delay`,
+        Per user [*, U]: `hit`, `access_delay`, `generation_delay`,
         `backhaul_delay`, `delay` (s), `metric` (the service's own), `quality` (q), `latency` (l), `violated`
         (delay > deadline) and `utility` = alpha q + (1 - alpha) l - chi [violated], by the service's own values.
-        `tv` is `metric` by its former name, for one release. A share of 0 gives an
-        infinite access delay, whose latency score is -1. With `handover` and `nearby` also these, per user.
+        A share of 0 gives an infinite access delay, whose latency score is -1. With `handover` and `nearby` also
+        these, per user.
     """
     hit = hits(cache, request)
     curve = service.profile(scenario, request)
@@ -107,7 +115,7 @@ def serve(
     generation = service.generation_delay(curve, steps)
     near = nearby_misses(scenario, hit, request, attached, nearby)
     backhaul = backhaul_delay(scenario, hit, input_bits + output_bits, attached, near)
-    delay = access + generation + backhaul
+    delay = (access + generation).add_(backhaul)
     if handover is not None:
         delay = delay + scenario.handover_delay * handover
     violated = delay > curve.deadline
@@ -127,7 +135,7 @@ def serve(
     out |= {key: value for key, value in (("handover", handover), ("nearby", near)) if value is not None}
     if attached is not None:
         out = {key: _only(attached, value) for key, value in out.items()}
-    return TensorDict(out | {"tv": out["metric"]}, batch_size=request.shape[:-1], device=request.device)
+    return out
 
 
 def _only(attached: Tensor, value: Tensor) -> Tensor:

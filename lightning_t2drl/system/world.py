@@ -25,14 +25,14 @@ class Noise(NamedTuple):
     """The random numbers of one slot."""
 
     popularity: Tensor  # uniform [N, chains]
-    demand: Tensor  # uniform [N, 3, U]: request, input, output
+    demand: Tensor  # uniform [3, N, U]: request, input, output
     mobility: Tensor  # normal [N, U, 2]
     fading: Tensor  # normal [N, B, U, 2]
-    shadowing: Tensor  # normal [N, B, U], or [N, 0, U] without shadowing
-    turnover: Tensor  # uniform [N, 1, U]: who comes and goes; [N, 0, U] where nobody does
-    activity: Tensor  # uniform [N, 1, U]: who asks; [N, 0, U] where everybody does
-    walk: Tensor  # uniform [N, U, W]: what else the mobility needs
-    radio: Tensor  # normal [N, B, U, C]: what the channel needs
+    shadowing: Tensor  # normal [N, B, U]; empty without shadowing
+    turnover: Tensor  # uniform [1, N, U]: who comes and goes; empty where nobody does
+    activity: Tensor  # uniform [1, N, U]: who asks; empty where everybody does
+    walk: Tensor  # uniform [N, U, W]: what else the mobility needs; empty if nothing
+    radio: Tensor  # normal [N, B, U, C]: what the channel needs; empty if nothing
 
 
 def draw_noise(scenario: Scenario, envs: int, generator: torch.Generator) -> Tensor:
@@ -43,34 +43,29 @@ def draw_noise(scenario: Scenario, envs: int, generator: torch.Generator) -> Ten
     return torch.rand(envs, _columns(scenario), generator=generator, device=generator.device)
 
 
-def _pairs(scenario: Scenario) -> int:
-    """Pairs of normal numbers per user and slot: a step, the fading of each link, and shadowing."""
-    return 1 + scenario.cells * (1 + bool(scenario.shadowing_db) + scenario.channel.pairs)
-
-
-def _turnover(scenario: Scenario) -> bool:
-    return not scenario.everyone_present and bool(scenario.arrival_rate or scenario.departure_rate)
-
-
 def _columns(scenario: Scenario) -> int:
-    per_user = 3 + 2 * _pairs(scenario) + _turnover(scenario) + (scenario.activity < 1) + scenario.mobility.uniforms
-    return scenario.chains + per_user * scenario.users
+    return scenario.chains + sum(scenario.noise_rows) * scenario.users
 
 
 def split_noise(scenario: Scenario, uniform: Tensor) -> Noise:
-    """The numbers of `draw_noise`, by purpose."""
-    popularity, rest = uniform.tensor_split((scenario.chains,), -1)
-    pairs, cells = _pairs(scenario), scenario.cells
-    ends = 3 + 2 * pairs + _turnover(scenario)
-    demand, first, second, turnover, activity, walk = rest.unflatten(-1, (-1, scenario.users)).tensor_split(
-        (3, 3 + pairs, 3 + 2 * pairs, ends, ends + (scenario.activity < 1)), 1
-    )
+    """The numbers of `draw_noise`, by purpose. Each row of users becomes a plane [N, U] in one piece of memory."""
+    popularity, rest = uniform.split((scenario.chains, uniform.shape[-1] - scenario.chains), -1)
+    planes = rest.unflatten(-1, (-1, scenario.users)).transpose(0, 1).contiguous()
+    demand, first, second, turnover, activity, walk = planes.split(scenario.noise_rows)
     normal = normal_pairs(first, second)
-    last = pairs - cells * scenario.channel.pairs
-    shadowing, radio = normal[:, 1 + cells : last, :, 0], normal[:, last:]
-    radio = radio.unflatten(1, (cells, -1)).transpose(2, 3).flatten(-2) if scenario.channel.pairs else radio
-    walk = walk.transpose(1, 2)
-    return Noise(popularity, demand, normal[:, 0], normal[:, 1 : 1 + cells], shadowing, turnover, activity, walk, radio)
+    step, fading, shadowing, radio = normal.split((1, *scenario.link_pairs))
+    by_world = radio.unflatten(0, (scenario.cells, -1)).permute(2, 0, 3, 1, 4).flatten(-2) if len(radio) else radio
+    return Noise(
+        popularity=popularity,
+        demand=demand,
+        mobility=step[0],
+        fading=fading.transpose(0, 1),
+        shadowing=shadowing[..., 0].transpose(0, 1) if len(shadowing) else shadowing,
+        turnover=turnover,
+        activity=activity,
+        walk=walk.movedim(0, -1) if len(walk) else walk,
+        radio=by_world,
+    )
 
 
 def initial_state(scenario: Scenario, envs: int, generator: torch.Generator, held_out: bool = False) -> State:
@@ -104,28 +99,28 @@ def initial_state(scenario: Scenario, envs: int, generator: torch.Generator, hel
     return state | new_slot(scenario, state, noise)
 
 
-def advance(scenario: Scenario, state: State, uniform: Tensor) -> State:
+def advance(scenario: Scenario, state: State, uniform: Tensor, changes: bool = True) -> State:
     """The worlds one slot later: users move, come, go and change cells, popularity may change, new requests come.
 
     Args:
         scenario: the world's constants.
         state: the worlds now.
         uniform: what `draw_noise` drew for the next slot.
+        changes: whether popularity may change in the next slot of any world; False saves asking all of them.
     """
     noise = split_noise(scenario, uniform)
     slot = state["slot"] + 1
-    chains = state["popularity"][:, : scenario.chains]
-    jump = inverse_cdf(scenario.transition_cdf[chains], noise.popularity.unsqueeze(-1)).squeeze(-1)
-    changes = (slot % scenario.popularity_change_every == 0).unsqueeze(-1)
-    popularity = torch.where(changes, jump, chains).expand(-1, scenario.cells)
-    following = {"slot": slot, "popularity": popularity}
+    following = {
+        "slot": slot,
+        "popularity": _popularity(scenario, state, slot, noise) if changes else state["popularity"],
+    }
     for kept in ("origin", "present", "radio", "serving"):
         if kept in state:
             following[kept] = state[kept]
     following |= scenario.mobility.move(state, _time(following), noise.mobility, noise.walk)
-    if _turnover(scenario):
+    if scenario.turnover:
         starts = (slot % scenario.slots_per_frame == 0).unsqueeze(-1)
-        chance = noise.turnover.squeeze(1)
+        chance = noise.turnover[0]
         there = torch.where(state["present"], chance >= scenario.departure_rate, chance < scenario.arrival_rate)
         following["present"] = torch.where(starts, there, state["present"])
     if scenario.shadowing_db:
@@ -133,8 +128,16 @@ def advance(scenario: Scenario, state: State, uniform: Tensor) -> State:
         following["shadowing"] = a * state["shadowing"] + (1 - a * a) ** 0.5 * noise.shadowing
     moved = None
     if scenario.channel.pairs:
-        moved = torch.linalg.vector_norm(following["position"] - state["position"], dim=-1).unsqueeze(1)
+        moved = torch.hypot(*(following["position"] - state["position"]).unbind(-1)).unsqueeze(1)
     return following | new_slot(scenario, following, noise, moved)
+
+
+def _popularity(scenario: Scenario, state: State, slot: Tensor, noise: Noise) -> Tensor:
+    """The chains' states in this slot, int64 [N, B]."""
+    chains = state["popularity"][:, : scenario.chains]
+    jump = inverse_cdf(scenario.transition_cdf[chains], noise.popularity.unsqueeze(-1)).squeeze(-1)
+    jumps = (slot % scenario.popularity_change_every == 0).unsqueeze(-1)
+    return torch.where(jumps, jump, chains).expand(-1, scenario.cells)
 
 
 def _time(state: State) -> Tensor:
@@ -143,8 +146,8 @@ def _time(state: State) -> Tensor:
 
 
 def of_request(value: Tensor, request: Tensor) -> Tensor:
-    """What requests [N, U] have of two quantities per model [2, M]: [N, 2, U]; [2, 1] is the same for all."""
-    return value if value.shape[-1] == 1 else value[:, request].transpose(0, 1)
+    """What requests [N, U] have of two quantities per model [2, M]: [2, N, U]; [2, 1, 1] is the same for all."""
+    return value if value.ndim == 3 else value[:, request]
 
 
 def new_slot(scenario: Scenario, state: State, noise: Noise, moved: Tensor | None = None) -> State:
@@ -165,7 +168,7 @@ def new_slot(scenario: Scenario, state: State, noise: Noise, moved: Tensor | Non
     """
     position, present = state["position"], state.get("present")
     shape = (len(position), scenario.cells, scenario.users)
-    distance = torch.linalg.vector_norm(position.unsqueeze(1) - scenario.sites.unsqueeze(1), dim=-1)
+    distance = torch.hypot(*(position.unsqueeze(1) - scenario.sites.unsqueeze(1)).unbind(-1))
     links = Links(distance, _time(state), moved, noise.radio, state.get("radio"))
     long_term, memory = scenario.channel.long_term(links)
     if scenario.shadowing_db:
@@ -175,8 +178,7 @@ def new_slot(scenario: Scenario, state: State, noise: Noise, moved: Tensor | Non
     recorded = scenario.requests.recorded(_time(state))
     asks = _asking(scenario, present, recorded, noise)
     if scenario.cells == 1:
-        everyone = torch.ones(shape, dtype=torch.bool, device=position.device)
-        out["attached"] = everyone if asks is None else asks.unsqueeze(1)
+        out["attached"] = scenario.everyone.expand(shape) if asks is None else asks.unsqueeze(1)
     else:
         serving, taken_over = attach(long_term, state.get("serving"), scenario.hysteresis_db)
         if recorded is not None and recorded.cell is not None:  # whatever the radio says
@@ -189,18 +191,19 @@ def new_slot(scenario: Scenario, state: State, noise: Noise, moved: Tensor | Non
         uplink, downlink = interference(scenario, gain, attached)
         out |= {"serving": serving, "attached": attached, "handover": taken_over.unsqueeze(1) & attached}
         out |= {"uplink_interference": uplink, "downlink_interference": downlink}
-    ask, sizes = noise.demand[:, 0], noise.demand[:, 1:]
+    ask, sizes = noise.demand.split((1, 2))
     if recorded is None:
-        request = scenario.requests.request(state["popularity"], out.get("serving"), _time(state), ask)
+        request = scenario.requests.request(state["popularity"], out.get("serving"), _time(state), ask[0])
     else:
         request = recorded.request
     least, spread = (of_request(value, request) for value in scenario.payload_ranges)
-    input_bits, output_bits = torch.addcmul(least, sizes, spread).unbind(1)
+    input_bits, output_bits = torch.addcmul(least, sizes, spread).unbind()
     if recorded is not None:
         input_bits = input_bits if recorded.input_bits is None else recorded.input_bits
         output_bits = output_bits if recorded.output_bits is None else recorded.output_bits
     per_user = {"request": request, "input_bits": input_bits, "output_bits": output_bits}
-    return {key: value.unsqueeze(1).expand(shape) for key, value in per_user.items()} | out
+    per_user = {key: value.unsqueeze(1) for key, value in per_user.items()}
+    return ({key: value.expand(shape) for key, value in per_user.items()} if scenario.cells > 1 else per_user) | out
 
 
 def _asking(scenario: Scenario, present: Tensor | None, recorded: Recorded | None, noise: Noise) -> Tensor | None:
@@ -208,7 +211,7 @@ def _asking(scenario: Scenario, present: Tensor | None, recorded: Recorded | Non
     asks = present
     for some in (
         None if recorded is None else recorded.asks,
-        noise.activity.squeeze(1) < scenario.activity if scenario.activity < 1 else None,
+        noise.activity[0] < scenario.activity if scenario.activity < 1 else None,
     ):
         if some is not None:
             asks = some if asks is None else asks & some

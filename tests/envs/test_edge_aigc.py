@@ -7,7 +7,7 @@ from torchrl.collectors import Collector
 from torchrl.envs.utils import check_env_specs
 
 from lightning_t2drl.envs import EdgeAIGCEnv
-from lightning_t2drl.envs.edge_aigc import load_per_user
+from lightning_t2drl.envs.worlds import load_per_user
 from lightning_t2drl.errors import NonFiniteError
 from lightning_t2drl.loop.metrics import slot_metrics
 from lightning_t2drl.system import amend_allocation, load_scenario

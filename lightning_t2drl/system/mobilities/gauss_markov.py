@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lightning_t2drl.system.mobilities.base import Mobility, Walk
 from lightning_t2drl.system.mobility import move, uniform_position
-from lightning_t2drl.system.noise import normal_pairs
+from lightning_t2drl.system.noise import in_planes, normal_pairs
 
 
 @dataclass
@@ -27,7 +26,7 @@ class GaussMarkovMobility(Mobility):
 
     def start(self, time: Tensor, uniform: Tensor) -> Walk:
         heading = 2 * math.pi * uniform[..., 2]
-        mean_velocity = self.scenario.mean_speed * torch.stack((heading.cos(), heading.sin()), -1)
+        mean_velocity = self.scenario.mean_speed * in_planes(heading.cos(), heading.sin())
         spread = self.scenario.speed_deviation * normal_pairs(uniform[..., 3], uniform[..., 4])
         return {
             "position": uniform_position(self.scenario, uniform[..., :2]),
