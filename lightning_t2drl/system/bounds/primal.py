@@ -7,7 +7,6 @@ from torch import Tensor
 
 from lightning_t2drl.system.bounds.users import (
     BANDWIDTH_SLACK,
-    CLOSE,
     LATE,
     ON_TIME,
     STARVED,
@@ -88,31 +87,35 @@ def _piece_by_piece(users: Users, x: Tensor) -> Tensor:
     return torch.where(granted > users.floor, granted, 0.0)
 
 
-def primal(users: Users, plans: list[Plan], bound: Tensor, rounds: int) -> tuple[Plan, Tensor]:
-    """The best of the plans, made feasible and improved up to `rounds` times where it misses the bound; and its value.
+class Primal:
+    """The best feasible allocation found for n slots so far, `plan`, and its total utility `value` [n]."""
 
-    Both bound and value are of the users' total utility, [n].
-    """
-    late = Plan(users.link, torch.zeros_like(users.link), torch.full_like(plans[0].mode, LATE))  # always possible
-    best, best_value = late, torch.full_like(bound, -torch.inf)
-    grants = (_within_budget,) if users.alike else (_within_budget, _piece_by_piece)
-    for plan in (late, *plans):
+    def __init__(self, users: Users) -> None:
+        self.users = users
+        self.grants = (_within_budget,) if users.alike else (_within_budget, _piece_by_piece)
+        late = Plan(users.link, torch.zeros_like(users.link), torch.full_like(users.hit, LATE, dtype=torch.int64))
+        self.plan, self.value = late, torch.full_like(users.link[:, 0], -torch.inf)
+        self.offer(late, torch.arange(len(users.link), device=users.link.device))  # always possible
+
+    def offer(self, plan: Plan, rows: Tensor) -> None:
+        """Take a plan for some of the slots, once made feasible, where it is better."""
+        users = self.users.rows(rows)
         x = _in_time(users, plan)
-        for granted in (grant(users, x) for grant in grants):
+        for granted in (grant(users, x) for grant in self.grants):
             b, value = _fill(users, granted, plan.mode)
-            best = choose(value > best_value, Plan(b, granted, plan.mode), best)
-            best_value = torch.maximum(value, best_value)
-    for _ in range(rounds):
-        rows = (best_value < bound - CLOSE * users.attached.sum(-1)).nonzero().squeeze(-1)
-        if len(rows) == 0:
-            break
-        better, value = _change_one(users.rows(rows), best.rows(rows), best_value[rows])
-        best = put(best, rows, better)
-        best_value = best_value.index_copy(0, rows, value)
-    return best, best_value
+            self._keep(rows, Plan(b, granted, plan.mode), value)
+
+    def improve(self, rows: Tensor) -> None:
+        """Change one user's regime and steps in some of the slots, where that helps."""
+        self._keep(rows, *_change_one(self.users.rows(rows), self.plan.rows(rows)))
+
+    def _keep(self, rows: Tensor, plan: Plan, value: Tensor) -> None:
+        better = value > self.value[rows]
+        self.plan = put(self.plan, rows, choose(better, plan, self.plan.rows(rows)))
+        self.value = self.value.index_copy(0, rows, value.maximum(self.value[rows]))
 
 
-def _change_one(users: Users, plan: Plan, value: Tensor) -> tuple[Plan, Tensor]:
+def _change_one(users: Users, plan: Plan) -> tuple[Plan, Tensor]:
     """The plan after the best change of one user's regime and steps, and its value [n].
 
     The steps tried are none, all it can have, and those where its quality curve bends. Of all these changes the
@@ -121,18 +124,17 @@ def _change_one(users: Users, plan: Plan, value: Tensor) -> tuple[Plan, Tensor]:
     spare = (users.budget - (plan.steps.sum(-1, keepdim=True) - plan.steps)).clamp_min(0.0)
     knots = (users.full, torch.zeros_like(users.full), *users.start.unbind(-1)[1:])
     steps = torch.stack([torch.minimum(knot, spare) * users.hit for knot in knots for _ in REGIMES])  # [C, n, U]
-    modes = torch.tensor(REGIMES * len(knots), device=value.device)[:, None, None].expand_as(steps)
+    modes = torch.tensor(REGIMES * len(knots), device=steps.device)[:, None, None].expand_as(steps)
     worth = _worth(users, plan, steps, modes).movedim(0, 1).flatten(1)  # [n, C U]
     top = worth.topk(min(TRIED, worth.shape[-1]), sorted=False).indices.T.unsqueeze(-1)  # [tried, n, 1]
-    who, rows = top % users.link.shape[-1], torch.arange(len(value), device=value.device).unsqueeze(-1)
+    who, rows = top % users.link.shape[-1], torch.arange(len(worth), device=steps.device).unsqueeze(-1)
     what = top.div(users.link.shape[-1], rounding_mode="floor")
     x = plan.steps.expand(len(top), -1, -1).scatter(-1, who, steps[what, rows, who])
     mode = plan.mode.expand(len(top), -1, -1).scatter(-1, who, modes[what, rows, who])
     b, values = _fill(users, x, mode)
-    values, best = torch.cat((value.unsqueeze(0), values)).max(0)
-    tried = (torch.cat((old.unsqueeze(0), new)) for old, new in zip(plan, (b, x, mode), strict=True))
+    value, best = values.max(0)
     best = best[None, :, None].expand(1, -1, users.link.shape[-1])
-    return Plan(*(part.gather(0, best)[0] for part in tried)), values
+    return Plan(*(part.gather(0, best)[0] for part in (b, x, mode))), value
 
 
 def _worth(users: Users, plan: Plan, steps: Tensor, mode: Tensor) -> Tensor:

@@ -20,12 +20,12 @@ BY_DEADLINE: Split = ((0, 1, 3, 4), (2, 5))
 SMALL = 1e-30  # in the place of a 0 to divide by
 
 
-class Answer(NamedTuple):
-    """What users get under each option, [n, U] by option: a regime without quality (0, 1, 2) or active (3, 4, 5)."""
+class Option(NamedTuple):
+    """What each user gets under one option, [n, U]."""
 
-    value: list[Tensor]  # net of prices; -inf where the option cannot be
-    bandwidth: list[Tensor]
-    steps: list[Tensor]
+    value: Tensor  # net of prices; -inf where the option cannot be
+    bandwidth: Tensor
+    steps: Tensor
 
 
 class Response:
@@ -87,7 +87,8 @@ class Offer:
     most: Tensor
     bend: Tensor
 
-    def answer(self, price: Tensor) -> Answer:
+    def answer(self, price: Tensor) -> list[Option]:
+        """The options at a price lambda [n, 1] of bandwidth."""
         of = self.of
         (starved, starved_steps), (late, late_steps) = self.active
         wish = (of.root * price.rsqrt()).clamp(TINY, 1.0)
@@ -97,11 +98,14 @@ class Offer:
         on_time, b, x = _best_piece(self.origin + self.slope * x - (of.weight / b + price * b), b, x)
         fee, met_fee = of.weight / wish + price * wish, of.weight / met + price * met
         none = torch.zeros_like(wish)
-        return Answer(
-            [of.idle[0], of.idle[1] - fee, of.idle[2] - met_fee, starved, late - fee, on_time],
-            [none, wish, met, none, wish, b],
-            [none, none, none, starved_steps, late_steps, x],
-        )
+        return [
+            Option(of.idle[0], none, none),
+            Option(of.idle[1] - fee, wish, none),
+            Option(of.idle[2] - met_fee, met, none),
+            Option(starved, none, starved_steps),
+            Option(late - fee, wish, late_steps),
+            Option(on_time, b, x),
+        ]
 
 
 def _best_piece(value: Tensor, *more: Tensor) -> list[Tensor]:

@@ -45,9 +45,9 @@ from torch import Tensor
 
 from lightning_t2drl.system import service
 from lightning_t2drl.system.bounds.dual import Dual
-from lightning_t2drl.system.bounds.primal import primal
+from lightning_t2drl.system.bounds.primal import Primal
 from lightning_t2drl.system.bounds.response import BY_ACTIVITY, BY_DEADLINE
-from lightning_t2drl.system.bounds.users import CLOSE, DEADLINE_SLACK, Plan, Users, put, users_of
+from lightning_t2drl.system.bounds.users import CLOSE, DEADLINE_SLACK, Plan, Users, users_of
 from lightning_t2drl.system.cells import members_first
 from lightning_t2drl.system.scenario import Scenario
 from lightning_t2drl.system.serving import cell_mean, serve
@@ -122,18 +122,24 @@ def slot_bound(
 
 def _solve_slots(users: Users, rounds: int, counts: int) -> tuple[Tensor, Plan]:
     """Bound on the users' total utility [n] and the best plan found, with more effort where a gap is left."""
-    careful = replace(users, in_time=users.deadline * (1 - DEADLINE_SLACK))
-    dual = Dual(users, BY_ACTIVITY)
-    bound = dual.bound
-    plan, value = primal(careful, dual.plans, bound, 0 if counts else rounds)
+    found = Primal(replace(users, in_time=users.deadline * (1 - DEADLINE_SLACK)))
+    bound = torch.full_like(found.value, torch.inf)
     close = CLOSE * users.attached.sum(-1)
-    for split in (BY_ACTIVITY, BY_DEADLINE) if counts else ():
-        rows = (value < bound - close).nonzero().squeeze(-1)
+    for split in (BY_ACTIVITY, BY_DEADLINE) if counts else (BY_ACTIVITY,):
+        rows = (found.value < bound - close).nonzero().squeeze(-1)
         if len(rows) == 0:
             break
-        dual = dual.rows(rows) if split == BY_ACTIVITY else Dual(users.rows(rows), split)
-        dual.refine(counts, (value + close)[rows])
+        dual = Dual(users.rows(rows), split)
+        found.offer(dual.plan, rows)
+        for _ in range(counts):
+            part = (dual.ready() & (found.value[rows] < dual.bound - close[rows])).nonzero().squeeze(-1)
+            if len(part) == 0:
+                break
+            found.offer(dual.refine(part), rows[part])
         bound[rows] = torch.minimum(bound[rows], dual.bound)
-        better, value[rows] = primal(careful.rows(rows), [*dual.plans, plan.rows(rows)], bound[rows], rounds)
-        plan = put(plan, rows, better)
-    return bound, plan
+        for _ in range(rounds):
+            open_ = (found.value < bound - close).nonzero().squeeze(-1)
+            if len(open_) == 0:
+                break
+            found.improve(open_)
+    return bound, found.plan
