@@ -52,13 +52,14 @@ class ActorCriticConfig:
     target_noise: float = 0.0
     target_noise_clip: float = 0.5
     actor_every: int = 1
+    actor_warmup: int = 0
     exploration_noise: float = 0.3
     exploration_noise_end: float = 0.1
 
     def __post_init__(self) -> None:
         one_of("", self, learning_rate_schedule=LEARNING_RATE_SCHEDULES, objective=OBJECTIVES)
         within("", self, critics=(1, 10), discount=(0, 1), target_rate=(0, 1), candidates=(2, 10_000))
-        within("", self, target_noise=(0, 10), target_noise_clip=(0, 10), actor_every=(1, 1e6))
+        within("", self, target_noise=(0, 10), target_noise_clip=(0, 10), actor_every=(1, 1e6), actor_warmup=(0, 1e9))
         within("", self, exploration_noise=(0, 10), exploration_noise_end=(0, 10))
         within("", self, actor_learning_rate=(0, 1), critic_learning_rate=(0, 1))
 
@@ -71,7 +72,8 @@ class ActorCriticAllocator(Allocator):
     A discount of 0 is exact: the allocation of one slot does not change the next.
 
     TD3's changes are keys: `critics` (the lower counts), `target_noise` on the target's action, and `actor_every`, by
-    which actor and targets follow the critics more slowly.
+    which actor and targets follow the critics more slowly. The actor waits for the first `actor_warmup` updates of the
+    critics: small critics that know nothing yet can push it where no gradient leads back.
     """
 
     Config: ClassVar[type] = ActorCriticConfig
@@ -238,7 +240,8 @@ class ActorCriticAllocator(Allocator):
         metrics = {"critic_loss": critic_loss.detach()}
         self.rounds += 1
         if self.rounds % self.config.actor_every == 0:
-            metrics |= self.update_actor(state, optimise)
+            if self.rounds > self.config.actor_warmup:
+                metrics |= self.update_actor(state, optimise)
             self.update_targets()
         return metrics
 

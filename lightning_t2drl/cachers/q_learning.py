@@ -37,11 +37,12 @@ class QLearningConfig:
     epsilon: float = 1.0
     epsilon_end: float = 0.02
     epsilon_fraction: float = 0.6
+    epsilon_near: float = 0.0
 
     def __post_init__(self) -> None:
         within("", self, learning_rate=(0, 1), discount=(0, 1), target_every=(1, 1e9))
         one_of("", self, learning_rate_schedule=LEARNING_RATE_SCHEDULES)
-        within("", self, epsilon=(0, 1), epsilon_end=(0, 1), epsilon_fraction=(0, 1))
+        within("", self, epsilon=(0, 1), epsilon_end=(0, 1), epsilon_fraction=(0, 1), epsilon_near=(0, 1))
 
 
 class QLearningCacher(Cacher):
@@ -134,7 +135,18 @@ class QLearningCacher(Cacher):
         if not explore:
             return greedy
         batch = tuple(observation.batch_size)
-        return torch.where(self._uniform(*batch, 1) < self.epsilon, self.random_cache(batch), greedy)
+        drawn = self._uniform(*batch, 1)
+        tried = self.random_cache(batch)
+        if near := self.config.epsilon_near:
+            tried = torch.where(drawn < near * self.epsilon, self.near(greedy), tried)
+        return torch.where(drawn < self.epsilon, tried, greedy)
+
+    def near(self, cache: Tensor) -> Tensor:
+        """A cache [*, M] that takes in one random model for as many of its own as must leave; bool [*, M]."""
+        other = torch.nn.functional.one_hot(
+            (self._uniform(*cache.shape[:-1]) * cache.shape[-1]).long(), cache.shape[-1]
+        )
+        return fill_in_order(self.scenario, self._uniform(*cache.shape) + cache + 2.0 * other)
 
     def update(self, batch: TensorDict, optimise: Optimise) -> Metrics:
         loss = self.loss(self.inputs(batch["state"]), batch["cache"], self.target(batch))

@@ -77,7 +77,7 @@ class CompetitiveHead:
     # A fresh network starts at A3 sigmoid(3) steps for each hit. Below A1 steps bring no quality and the gradient is 0;
     # from the middle of the range, the first errors of a critic could push the actor there.
     GENEROUS = 3.0
-    SECTIONS, ROUNDS = 12, 4  # theta is found to 1/12^4 of its range, then refined by a Newton step
+    SECTIONS, ROUNDS = 28, 3  # theta is found to 1/28^3 of its range, then refined by a Newton step
 
     def __init__(self, config: CompetitiveHeadConfig) -> None:
         self.scale = config.scale
@@ -112,7 +112,7 @@ class CompetitiveHead:
         return most * (logit - theta).sigmoid()
 
     def _search(self, logit: Tensor, most: Tensor, floor: Tensor | None) -> Tensor:
-        """A theta of at most 1/12^4 of its range above the least at which what is asked for sums to 1 or less; [*, 1].
+        """A theta of at most 1/28^3 of its range above the least at which what is asked for sums to 1 or less; [*, 1].
 
         With a floor what does not exceed it counts as nothing.
         """

@@ -22,7 +22,7 @@ class SetConfig:
 
     _target_: str = ""
     hidden: int = 64
-    rounds: int = 2
+    rounds: int = 1
     activation: str = "relu"
 
     def __post_init__(self) -> None:

@@ -175,7 +175,7 @@ def test_td3_target_is_torchrls():
 
 
 def test_a_delayed_actor_and_its_targets_move_every_second_round():
-    allocator = make("td3")
+    allocator = make("td3", "allocator.actor_warmup=0")
     batch, asked = batch_for(allocator), []
     before = [p.clone() for p in allocator.target_critics.parameters()]
     with torch.no_grad():
@@ -188,9 +188,17 @@ def test_a_delayed_actor_and_its_targets_move_every_second_round():
     assert asked == ["critic", "critic", "actor"]
 
 
+def test_the_actor_waits_until_the_critics_know_something():
+    allocator = make("td3", "allocator.actor_warmup=2", "allocator.actor_every=1")
+    batch, asked = batch_for(allocator), []
+    for _ in range(4):
+        allocator.update(batch, lambda name, loss: asked.append(name))
+    assert asked == ["critic"] * 3 + ["actor", "critic", "actor"]
+
+
 def test_the_temperature_falls_where_entropy_is_above_its_target_and_rises_below():
     for target, sign in ((-9.0, 1), (9.0, -1)):
-        allocator = make("sac", f"allocator.target_entropy={target}")
+        allocator = make("sac", f"allocator.target_entropy={target}", "allocator.actor_warmup=0")
         losses = {}
         allocator.update(batch_for(allocator), lambda name, loss, losses=losses: losses.setdefault(name, loss))
         (gradient,) = torch.autograd.grad(losses["temperature"], allocator.log_temperature)

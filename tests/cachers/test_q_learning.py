@@ -152,6 +152,16 @@ def test_epsilon_falls_linearly_and_exploration_stays_feasible():
     assert len(decided.flatten(0, 1).unique(dim=0)) == len(cacher.subsets)
 
 
+@pytest.mark.parametrize("kind", [DDQN, KNAPSACK])
+def test_exploration_near_the_best_changes_less_and_takes_in_another_model(kind):
+    cells = EdgeAIGCEnv(load_scenario("paper", **TINY), 300).observe()
+    cacher = make(kind, epsilon=1.0, epsilon_near=1.0)
+    greedy, near = cacher.decide(cells), cacher.decide(cells, explore=True)
+    anywhere = make(kind, epsilon=1.0, epsilon_near=0.0).decide(cells, explore=True)
+    assert fits(cacher.scenario, near).all() and (near & ~greedy).any(-1).float().mean() > 0.3
+    assert (near ^ greedy).sum() < (anywhere ^ greedy).sum()
+
+
 def test_penalty_variant_offers_everything_and_charges_for_what_does_not_fit():
     cacher = make(infeasible_penalty=0.7)
     assert len(cacher.subsets) == 2**4
