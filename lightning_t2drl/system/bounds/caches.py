@@ -37,10 +37,10 @@ def oracle_caches(scenario: Scenario, slots: int, seed: int) -> OracleCaches:
     """The cache that maximises expected utility under exact allocation, for every cell and true popularity state.
 
     All caches meet the same `slots` slots, sampled from the scenario itself: with the users that a cell has there. Up
-    to 12 models every feasible cache is compared, by successive halving: each round drops the worse three quarters
-    and quadruples the slots. With more models a local search starts from the most popular ones and adds, drops or
-    swaps one model at a time. Cells that fetch misses from each other go on from there together, see
-    `cooperative_caches`.
+    to 12 models every feasible cache is compared, by successive halving: each round drops the worse three quarters,
+    and what is worse than the best by four standard errors, and quadruples the slots. With more models a local search
+    starts from the most popular ones and adds, drops or swaps one model at a time. Cells that fetch misses from each
+    other go on from there together, see `cooperative_caches`.
 
     Args:
         slots: sampled in the last round, in all cells together (but 64 in each).
@@ -79,16 +79,17 @@ def _worth(scenario: Scenario, caches: Tensor, state: int, cell: int, slots: int
     cache, attached = caches[cell, state], own["attached"]
     last = _solve(scenario, own, cache.unsqueeze(0), slots, rounds=2)
     hit = hits(cache.expand(slots, -1), own["request"]) & attached
-    of_slots = (_per_user(last[key], attached).squeeze(0) for key in ("bound", "achieved"))
+    of_slots = (_per_user(last[key], attached).mean() for key in ("bound", "achieved"))
     return torch.stack((*of_slots, hit.sum() / attached.sum().clamp_min(1)))
 
 
 def _per_user(per_slot: Tensor, attached: Tensor) -> Tensor:
-    """Mean over all users of what is given as means over each slot's users: [A] from [A, slots] and [slots, U]."""
-    users = attached[: per_slot.shape[-1]].sum(-1)
-    if bool((users == users[:1]).all()):
-        return per_slot.mean(-1)
-    return (per_slot * users).sum(-1) / users.sum().clamp_min(1)
+    """What is given as means over each slot's users, weighted so that the mean over slots is one over all users.
+
+    Both [A, slots], from [A, slots] and [*, U].
+    """
+    users = attached[: per_slot.shape[-1]].sum(-1).to(per_slot)
+    return per_slot * (users / users.mean().clamp_min(1 / len(users)))
 
 
 def _solve(
@@ -102,31 +103,36 @@ def _solve(
 
 
 def _score(scenario: Scenario, sample: dict[str, Tensor], caches: Tensor, slots: int, counts: int = 4) -> Tensor:
-    """The expected bound of every cache, [A]."""
-    return _per_user(_solve(scenario, sample, caches, slots, 0, counts)["bound"], sample["attached"])
+    """The bound of every cache in every slot, weighted by its users, [A, slots]."""
+    attached = sample["attached"]
+    bounds = [_solve(scenario, sample, part, slots, 0, counts)["bound"] for part in caches.split(256)]
+    return _per_user(torch.cat(bounds), attached)
 
 
 def _by_halving(scenario: Scenario, sample: dict[str, Tensor], slots: int) -> Tensor:
     subsets, feasible = all_caches(scenario)
     caches = subsets[feasible]
-    number = 16
+    number = max(160 * scenario.cells // scenario.users, 4)  # with more users a slot says more
     while len(caches) > 1:
         number = min(number, slots)
         counts = 0 if number < slots and len(caches) > 256 else 4  # the plain dual is enough to find the worst
-        parts = caches.split(256)
-        scores = torch.cat([_score(scenario, sample, part, number, counts) for part in parts])
-        keep = 1 if number == slots else max(len(caches) // 4, 4)
-        caches = caches[scores.topk(min(keep, len(caches))).indices]
+        scores = _score(scenario, sample, caches, number, counts)
+        best, order = scores.mean(-1).topk(max(len(caches) // 4, min(len(caches), 4)))
+        if number == slots:
+            return caches[order[0]]
+        worse = (scores[order[0]] - scores)[order]
+        surely = worse.mean(-1) > 4 * worse.std(-1) / number**0.5 if number >= 16 else torch.zeros_like(best).bool()
+        caches = caches[order[~surely]]
         number *= 4
     return caches[0]
 
 
 def _by_local_search(scenario: Scenario, sample: dict[str, Tensor], popular: Tensor, slots: int) -> Tensor:
     best = fill_in_order(scenario, popular)
-    score = _score(scenario, sample, best.unsqueeze(0), slots)
+    score = _score(scenario, sample, best.unsqueeze(0), slots).mean()
     while True:
         near = neighbours(scenario, best)
-        scores = torch.cat([_score(scenario, sample, part, slots) for part in near.split(256)])
+        scores = _score(scenario, sample, near, slots).mean(-1)
         if scores.max() <= score:
             return best
         best, score = near[scores.argmax()], scores.max()

@@ -52,6 +52,8 @@ from lightning_t2drl.system.cells import members_first
 from lightning_t2drl.system.scenario import Scenario
 from lightning_t2drl.system.serving import cell_mean, serve
 
+TOGETHER = 20_000  # users whose slots are solved at once on a CPU
+
 
 def slot_bound(
     scenario: Scenario,
@@ -106,7 +108,7 @@ def slot_bound(
     if uplink_interference is not None:
         given["uplink_interference"] = uplink_interference.expand(batch).reshape(-1)
     users = users_of(scenario, **given)
-    bound, plan = _solve_slots(users, rounds, counts)
+    bound, plan = _in_parts(users, rounds, counts)
     cost = service.of_model(scenario.step_cost, given["request"])
     b, x = plan.bandwidth.float(), (plan.steps / cost).float()
     served = serve(scenario, **given, bandwidth=b, steps=x)
@@ -118,6 +120,16 @@ def slot_bound(
     out = {"bound": bound, "achieved": achieved, "bandwidth": b, "steps": x}
     out = {key: value.reshape(*batch, *value.shape[1:]) for key, value in out.items()}
     return TensorDict(out, batch_size=batch, device=request.device)
+
+
+def _in_parts(users: Users, rounds: int, counts: int) -> tuple[Tensor, Plan]:
+    """`_solve_slots` of so many slots at a time as a CPU's caches hold."""
+    n, width = users.link.shape
+    if users.link.device.type != "cpu" or n * width <= TOGETHER:
+        return _solve_slots(users, rounds, counts)
+    parts = torch.arange(n).split(max(TOGETHER // width, 1))
+    bounds, plans = zip(*(_solve_slots(users.rows(part), rounds, counts) for part in parts), strict=True)
+    return torch.cat(bounds), Plan(*(torch.cat(part) for part in zip(*plans, strict=True)))
 
 
 def _solve_slots(users: Users, rounds: int, counts: int) -> tuple[Tensor, Plan]:
