@@ -15,9 +15,9 @@ LOAD = 3  # width of the cell's load
 
 
 def model_facts(scenario: Scenario) -> Tensor:
-    """What models are, without units, [M, 5]: storage over the cell's, cost of full quality over the budget, seconds
-    of full quality over the deadline, and the mean payload over what the bandwidth at 1 bit/s/Hz and the backhaul
-    carry before the deadline.
+    """What models are, without units, [M, 7]: storage over the cell's, cost of full quality over the budget, the share
+    of these steps that bring no quality, seconds without steps and at full quality over the deadline, and the mean
+    payload over what the bandwidth at 1 bit/s/Hz and the backhaul carry before the deadline.
     """
     s = scenario
     full = s.full_steps.double()
@@ -26,6 +26,8 @@ def model_facts(scenario: Scenario) -> Tensor:
     columns = [
         s.model_storage / s.storage_capacity,
         5 * full * s.step_cost / s.step_budget,
+        s.floor_steps / full,
+        s.base_seconds / s.deadline,
         (s.seconds_per_step * full + s.base_seconds) / s.deadline,
         payload / (s.cell_bandwidth * s.deadline),
         payload / (s.backhaul_rate * s.deadline),
