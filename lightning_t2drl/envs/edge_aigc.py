@@ -56,6 +56,7 @@ class EdgeAIGCEnv(EnvBase):
         seed: of the environment's own generator, which lives on `device`.
         device: where everything lives.
         held_out: whether recorded demand is played from what is held out for evaluation.
+        compile: whether to `compile` (taken by TorchRL).
     """
 
     batch_locked = True
@@ -76,6 +77,16 @@ class EdgeAIGCEnv(EnvBase):
         self._set_seed(seed)
         self.worlds = Worlds(self.scenario, num_envs, self.generator, held_out)
         self._cells = torch.Size((num_envs, self.scenario.cells))
+
+    def compile(self, **options: Any) -> EdgeAIGCEnv:
+        """Let `torch.compile` make one kernel of a slot, which takes seconds when the next one is played and pays in
+        long runs of few worlds. `EdgeAIGCEnv(..., compile=True)` does it, too.
+
+        Args:
+            **options: of `torch.compile`.
+        """
+        self.worlds.compile(**options)
+        return self
 
     # -- TorchRL's interface
 

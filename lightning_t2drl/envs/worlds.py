@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class Worlds:
 
     def __init__(self, scenario: Scenario, count: int, generator: torch.Generator, held_out: bool = False) -> None:
         self.scenario, self.count, self.generator, self.held_out = scenario, count, generator, held_out
+        self._compiled: Callable[..., tuple[State, State, State, State]] | None = None
         self.device = generator.device
         self._seen = self._seen_popularity()
         self._load = load_per_user(scenario)
@@ -44,6 +45,13 @@ class Worlds:
             state, memory = _where(asked, state, self.state), _where(asked, memory, self.memory)
         self.state, self.memory = state, memory
         self._align()
+
+    def compile(self, **options: Any) -> None:
+        """Let `torch.compile` make one kernel of a slot when the next one is played."""
+        raw = torch.zeros(self.count, self.scenario.cells, self.scenario.users, 2, device=self.device)
+        uniform = draw_noise(self.scenario, self.count, torch.Generator(self.device))
+        play_slot(self.scenario, self.state, self.memory, raw, uniform)  # what a scenario keeps is made before
+        self._compiled = torch.compile(play_slot, **{"fullgraph": True, "dynamic": False} | options)
 
     def latch(self, asked: Tensor) -> None:
         """Set the caches of the worlds that start a frame, bool [N, B, M], cut down to the storage."""
@@ -60,12 +68,17 @@ class Worlds:
 
     def play(self, raw: Tensor) -> Cells:
         """One slot with a raw allocation [N, B, U, 2]: serve it and move the worlds on; the next observation."""
-        served, reward = self._serve(raw)
+        uniform = draw_noise(self.scenario, self.count, self.generator)
+        now = (self.scenario, self.state, self.memory, raw, uniform)
+        ends = not self._nowhere(self.scenario.slots_per_frame - 1)
         if self._slot is not None:
             self._slot += 1
-        changes = self._slot is None or self._slot % self.scenario.popularity_change_every == 0
-        uniform = draw_noise(self.scenario, self.count, self.generator)
-        self.state = advance(self.scenario, self.state, uniform, changes)
+        if self._compiled is not None:
+            following = self._compiled(*now)
+        else:
+            changes = self._slot is None or self._slot % self.scenario.popularity_change_every == 0
+            following = play_slot(*now, ends, changes)
+        self.state, self.memory, served, reward = following
         return self.observe() | {"served": served, "reward": reward}
 
     def observe(self) -> Cells:
@@ -79,7 +92,7 @@ class Worlds:
             "popularity": popularity,
             "popularity_state": state["popularity"],
             "load": self._full_load if s.one_crowd else memory["users"].unsqueeze(-1) * self._load,
-            **self._situation(),
+            **situation_of(s, state, memory),
             **self._ahead(),
         }
 
@@ -120,54 +133,6 @@ class Worlds:
             return None
         return s.demands if s.popularity_observation == "probabilities" else torch.eye(len(s.demands)).to(self.device)
 
-    def _situation(self) -> dict[str, Tensor]:
-        """What `serve` takes of each cell, with its cache and, where that matters, what other cells hold."""
-        cache = self.memory["cache"]
-        nearby = {"nearby": held_elsewhere(cache)} if self.scenario.cooperates else {}
-        return situation(self.state | {"cache": cache} | nearby)
-
-    def _serve(self, raw: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Amend the allocation, serve the slot and compute its rewards."""
-        s, state = self.scenario, self.state
-        request, attached, now = state["request"], state["attached"], self._situation()
-        shares = amend_allocation(raw, hits(now["cache"], request), attached)
-        if s.one_crowd:
-            del now["attached"]  # that everybody is
-        bandwidth, steps = shares.unbind(-1)
-        served = outcome(s, **now, bandwidth=bandwidth, steps=service.steps_of(s, request, steps))
-        served["shares"] = shares
-        if s.one_crowd:
-            reward = served["utility"].mean(-1)
-        else:
-            present = attached.sum((-1, -2)).clamp_min(1).unsqueeze(-1)
-            reward = served["utility"].sum(-1) * (s.cells / present)
-        frame = self._remember(reward, request, attached)
-        return served, {"slot": reward.unsqueeze(-1), "frame": frame.unsqueeze(-1)}
-
-    def _remember(self, reward: Tensor, request: Tensor, attached: Tensor) -> Tensor:
-        """Add a slot to what is kept of its frame; the frame reward [N, B], 0 but where the frame ends."""
-        s, memory = self.scenario, self.memory
-        sums = {"frame_reward": memory["frame_reward"] + reward}
-        if s.popularity_observation == "frequencies":
-            sums["counts"] = memory["counts"].scatter_add(-1, request, attached.float())
-        if not s.one_crowd:
-            sums["users_so_far"] = memory["users_so_far"] + attached.sum(-1)
-        if self._nowhere(s.slots_per_frame - 1):
-            self.memory = memory | sums
-            return torch.zeros_like(reward)
-        ends = self.in_frame(s.slots_per_frame - 1)
-        means = {}
-        if "counts" in sums:
-            counts = sums["counts"]
-            seen = counts / counts.sum(-1, keepdim=True).clamp_min(1.0)
-            means["frequencies"] = torch.where(ends.unsqueeze(-1), seen, memory["frequencies"])
-        if "users_so_far" in sums:
-            means["users"] = torch.where(ends, sums["users_so_far"] / s.slots_per_frame, memory["users"])
-        frame = torch.where(ends, sums["frame_reward"] / s.slots_per_frame, 0.0)
-        emptied = {key: value.masked_fill(ends.view(-1, *[1] * (value.ndim - 1)), 0.0) for key, value in sums.items()}
-        self.memory = memory | emptied | means
-        return frame
-
     def _ahead(self) -> dict[str, Tensor]:
         """What each model is asked for until the frame ends, [N, B, M], where that is recorded."""
         if not self.scenario.recorded_demand:
@@ -195,6 +160,74 @@ class Worlds:
         )
         self.generator.set_state(state["generator"])
         self._align()
+
+
+def situation_of(scenario: Scenario, state: State, memory: State) -> dict[str, Tensor]:
+    """What `serve` takes of each cell, with its cache and, where that matters, what other cells hold."""
+    nearby = {"nearby": held_elsewhere(memory["cache"])} if scenario.cooperates else {}
+    return situation(state | {"cache": memory["cache"]} | nearby)
+
+
+def play_slot(
+    scenario: Scenario,
+    state: State,
+    memory: State,
+    raw: Tensor,
+    uniform: Tensor,
+    ends: bool = True,
+    changes: bool = True,
+) -> tuple[State, State, State, State]:
+    """One slot as a function of tensors: amend the allocation, serve it, pay for it and move the worlds on.
+
+    Args:
+        scenario: the world's constants.
+        state, memory: the worlds, and what is kept of each.
+        raw: raw allocation [N, B, U, 2].
+        uniform: what `draw_noise` drew for the next slot.
+        ends: whether a frame may end with this slot in some world; False saves asking.
+        changes: the same of popularity in the next slot.
+
+    Returns:
+        The next state and memory, and by user and cell what was served and earned.
+    """
+    s, request, attached = scenario, state["request"], state["attached"]
+    now = situation_of(s, state, memory)
+    shares = amend_allocation(raw, hits(now["cache"], request), attached)
+    if s.one_crowd:
+        del now["attached"]  # that everybody is
+    bandwidth, steps = shares.unbind(-1)
+    served = outcome(s, **now, bandwidth=bandwidth, steps=service.steps_of(s, request, steps))
+    served["shares"] = shares
+    if s.one_crowd:
+        reward = served["utility"].mean(-1)
+    else:
+        present = attached.sum((-1, -2)).clamp_min(1).unsqueeze(-1)
+        reward = served["utility"].sum(-1) * (s.cells / present)
+    memory, frame = _remember(s, state, memory, reward, ends)
+    rewards = {"slot": reward.unsqueeze(-1), "frame": frame.unsqueeze(-1)}
+    return advance(s, state, uniform, changes), memory, served, rewards
+
+
+def _remember(scenario: Scenario, state: State, memory: State, reward: Tensor, ends: bool) -> tuple[State, Tensor]:
+    """Add a slot to what is kept of its frame; also the frame reward [N, B], 0 but where the frame ends."""
+    s, attached = scenario, state["attached"]
+    sums = {"frame_reward": memory["frame_reward"] + reward}
+    if s.popularity_observation == "frequencies":
+        sums["counts"] = memory["counts"].scatter_add(-1, state["request"], attached.float())
+    if not s.one_crowd:
+        sums["users_so_far"] = memory["users_so_far"] + attached.sum(-1)
+    if not ends:
+        return memory | sums, torch.zeros_like(reward)
+    last = (state["slot"] % s.slots_per_frame == s.slots_per_frame - 1).unsqueeze(-1)
+    means = {}
+    if "counts" in sums:
+        seen = sums["counts"] / sums["counts"].sum(-1, keepdim=True).clamp_min(1.0)
+        means["frequencies"] = torch.where(last.unsqueeze(-1), seen, memory["frequencies"])
+    if "users_so_far" in sums:
+        means["users"] = torch.where(last, sums["users_so_far"] / s.slots_per_frame, memory["users"])
+    frame = torch.where(last, sums["frame_reward"] / s.slots_per_frame, 0.0)
+    emptied = {key: value.masked_fill(last.view(-1, *[1] * (value.ndim - 1)), 0.0) for key, value in sums.items()}
+    return memory | emptied | means, frame
 
 
 def load_per_user(scenario: Scenario) -> Tensor:

@@ -18,7 +18,9 @@ MEANS = (
     ("violation_ratio", "violated"),
     ("quality", "quality"),
 )
+OPTIONAL = (("handover_ratio", "handover"), ("nearby_ratio", "nearby"))  # of several cells
 DELAY_PARTS = ("access_delay", "generation_delay", "backhaul_delay")
+DELAYS = ("delay", *DELAY_PARTS)
 OF_SERVICE = (("hit_ratio", "hit"), ("violation_ratio", "violated"), ("quality", "quality"), ("metric", "metric"))
 
 
@@ -38,25 +40,20 @@ def slot_metrics(
         another cell's model). Where all services have one metric also the `metric` and the paper's `weighted_cost`
         alpha metric + (1 - alpha) D.
     """
-    users = attached.sum((-1, -2)).clamp_min(1)
     deadline, alpha = (_of_user(value, request) for value in (scenario.deadline, scenario.alpha))
-
-    def mean(value: Tensor) -> Tensor:
-        return value.sum((-1, -2)) / users
-
-    out = {name: mean(served[key]) for name, key in MEANS}
-    for name, key in (("handover_ratio", "handover"), ("nearby_ratio", "nearby")):
-        if (flags := served.get(key, None)) is not None:
-            out[name] = mean(flags)
-    cap = DELAY_CAP * deadline
-    for key in ("delay", *DELAY_PARTS):
-        out[key] = mean(_capped(served[key], cap))
+    optional = [(name, key) for name, key in OPTIONAL if served.get(key, None) is not None]
+    values = {name: served[key].float() for name, key in (*MEANS, *optional)}
+    delays = torch.stack([served[key] for key in DELAYS])
+    values |= zip(DELAYS, _capped(delays, DELAY_CAP * deadline).unbind(), strict=True)
     if len(set(scenario.metrics)) == 1:
-        out["metric"] = mean(served["metric"])
+        values["metric"] = served["metric"]
         if isinstance(alpha, Tensor):
-            out["weighted_cost"] = mean(alpha * served["metric"] + (1 - alpha) * _capped(served["delay"], cap))
-        else:
-            out["weighted_cost"] = alpha * out["metric"] + (1 - alpha) * out["delay"]
+            values["weighted_cost"] = alpha * values["metric"] + (1 - alpha) * values["delay"]
+    users = attached.sum((-1, -2)).clamp_min(1)
+    means = torch.stack(list(values.values())).sum((-1, -2)) / users
+    out = dict(zip(values, means.unbind(), strict=True))
+    if "metric" in out and not isinstance(alpha, Tensor):
+        out["weighted_cost"] = alpha * out["metric"] + (1 - alpha) * out["delay"]
     return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,14 +16,8 @@ def normal_pairs(uniform: Tensor, other: Tensor) -> Tensor:
     In memory the firsts of all pairs stand before all seconds, so that what is done to either runs over whole rows.
     """
     radius = uniform.neg().log1p_().mul_(number(-2)).sqrt_()
-    angles = torch.add(_quarters(uniform.device, uniform.ndim), other, alpha=2 * math.pi)
+    angles = torch.add(_quarters(uniform.device).view(2, *[1] * uniform.ndim), other, alpha=2 * math.pi)
     return angles.cos_().mul_(radius).movedim(0, -1)
-
-
-@functools.lru_cache(maxsize=16)
-def _quarters(device: torch.device, ndim: int) -> Tensor:
-    """What makes a cosine a cosine and a sine, [2, 1, ...] before tensors of `ndim` dimensions."""
-    return torch.tensor([0.0, -math.pi / 2], device=device).view(2, *[1] * ndim)
 
 
 def in_planes(x: Tensor, y: Tensor) -> Tensor:
@@ -30,11 +25,27 @@ def in_planes(x: Tensor, y: Tensor) -> Tensor:
     return torch.stack((x, y)).movedim(0, -1)
 
 
-@functools.lru_cache(maxsize=1024)
-def number(value: float) -> Tensor:
+def number(value: float) -> Any:
     """A constant of the world as a tensor without dimensions, float32, which goes with tensors of any device.
 
     PyTorch makes such a tensor of every plain number in every operation, which in one world takes longer than the
-    operation. Not for what is exported: a tracer would keep a tensor of its own here.
+    operation. A compiler is given the number itself.
     """
+    return value if torch.compiler.is_compiling() else _number(value)
+
+
+@functools.lru_cache(maxsize=1024)
+def _number(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float32)
+
+
+def _quarters(device: torch.device) -> Tensor:
+    """What makes a cosine a cosine and a sine, [2]."""
+    return _make_quarters(device) if torch.compiler.is_compiling() else _kept_quarters(device)
+
+
+def _make_quarters(device: torch.device) -> Tensor:
+    return torch.tensor([0.0, -math.pi / 2], device=device)
+
+
+_kept_quarters = functools.lru_cache(maxsize=16)(_make_quarters)

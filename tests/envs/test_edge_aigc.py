@@ -219,3 +219,15 @@ def test_what_was_executed_comes_back():
     shares = env.play(raw)["served", "shares"]
     hit = before["cache"].gather(-1, before["request"])
     torch.testing.assert_close(shares, amend_allocation(raw, hit, before["attached"]))
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, SEVERAL, {"popularity_observation": "frequencies"}], ids=["one", "all", "seen"]
+)
+def test_a_compiled_slot_is_the_slot(changes):
+    """As one graph, whatever makes a kernel of it."""
+    plain, compiled = make(3, **changes), make(3, **changes).compile(backend="eager")
+    generator = torch.Generator().manual_seed(2)
+    raw = 2 * torch.rand(12, *plain.action_spec["cells", "action", "allocation"].shape, generator=generator) - 1
+    for slot in range(12):
+        torch.testing.assert_close(compiled.play(raw[slot]), plain.play(raw[slot]), rtol=1e-4, atol=1e-6)
