@@ -55,6 +55,21 @@ def test_a_policy_trained_once_is_evaluated_by_one_sample_and_by_the_best_of_two
     assert len(list((tmp_path / "out" / "jobs").glob("*/checkpoints"))) == 1
 
 
+def test_several_cells_are_asked_what_their_links_do_to_them(tmp_path):
+    short = "['env.num_envs=2','env.slots_per_frame=2','loop.slot_warmup=2']"
+    fast = ["suite.fixed.oracle=[popular,equal]", "~suite.fixed.popular_exact", "hydra/launcher=basic"]
+    words = [
+        "suite=interference",
+        f"suite.learners.t2drl.overrides={short}",
+        "suite.evaluated=['env.slots_per_frame=2']",
+    ]
+    results = bench(tmp_path, *words, *fast, "suite.values=[full_reuse,no_interference]")
+    delay = results[results["scheme"] == "rcars"].set_index("value")["access_delay"]
+    assert delay["no_interference"] < delay["full_reuse"]
+    page = (tmp_path / "out" / "interference-small" / "README.md").read_text()
+    assert "| late | delay s | handovers |" in page and "frames of 2 worlds" in page
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_its_workers_end_with_it(number, tmp_path):
     endless = ["suite=headline", "suite.gather=[]", "suite.seeds_small=4", "suite.frames_small=1000000", "workers=1"]
