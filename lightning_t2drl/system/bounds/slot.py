@@ -37,6 +37,8 @@ largest of the suprema over the pieces, each found as above with the piece's end
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -108,7 +110,8 @@ def slot_bound(
     if uplink_interference is not None:
         given["uplink_interference"] = uplink_interference.expand(batch).reshape(-1)
     users = users_of(scenario, **given)
-    bound, plan = _in_parts(users, rounds, counts)
+    with _one_thread():
+        bound, plan = _in_parts(users, rounds, counts)
     cost = service.of_model(scenario.step_cost, given["request"])
     b, x = plan.bandwidth.float(), (plan.steps / cost).float()
     served = serve(scenario, **given, bandwidth=b, steps=x)
@@ -120,6 +123,17 @@ def slot_bound(
     out = {"bound": bound, "achieved": achieved, "bandwidth": b, "steps": x}
     out = {key: value.reshape(*batch, *value.shape[1:]) for key, value in out.items()}
     return TensorDict(out, batch_size=batch, device=request.device)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Within it tensors are worked on by one thread: these are too small to share, others would cost time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _in_parts(users: Users, rounds: int, counts: int) -> tuple[Tensor, Plan]:
