@@ -38,21 +38,21 @@ def knapsack(values: Tensor, sizes: Sequence[int], capacity: int) -> Tensor:
         bool [n, M]. Work grows as n M capacity.
     """
     n, models = values.shape
+    values = values.detach()
     best = values.new_zeros(n, capacity + 1)
     taken = torch.zeros(models, n, capacity + 1, dtype=torch.bool, device=values.device)
-    for m in range(models):
-        size = sizes[m]
+    for m, size in enumerate(sizes):
         if size <= capacity:
             with_m = best[:, : capacity + 1 - size] + values[:, m : m + 1]
-            taken[m, :, size:] = with_m > best[:, size:]
-            best = torch.cat((best[:, :size], torch.maximum(with_m, best[:, size:])), -1)
-    room = torch.full((n,), capacity, device=values.device)
-    rows = torch.arange(n, device=values.device)
-    chosen = torch.zeros(n, models, dtype=torch.bool, device=values.device)
+            without = best[:, size:]
+            torch.gt(with_m, without, out=taken[m, :, size:])
+            torch.maximum(with_m, without, out=without)
+    room = torch.full((n, 1), capacity, device=values.device)
+    chosen = []
     for m in reversed(range(models)):
-        chosen[:, m] = taken[m, rows, room]
-        room = room - chosen[:, m] * sizes[m]
-    return chosen
+        chosen.append(taken[m].gather(-1, room))
+        room = room - chosen[-1] * sizes[m]
+    return torch.cat(chosen[::-1], -1)
 
 
 def whole_sizes(shares: Tensor, resolution: int) -> tuple[Tensor, int]:
