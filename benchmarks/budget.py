@@ -14,7 +14,7 @@ class Budget:
         seconds: each table is timed for so long.
         rounds: least number of rounds of any table.
         exported: whether exported decisions are measured; exporting takes half a minute.
-        compiled: whether compiled updates are measured; compiling takes about a minute.
+        compiled: whether compiled updates and slots are measured; compiling takes about a minute.
         environments: numbers of worlds N whose slots per second are measured.
         frames, warm_up_frames: frames of the training run that are measured, and that go before.
         frame_overrides: changes to the training run's default settings.

@@ -28,6 +28,11 @@ class Cacher(Policy):
     def start_episode(self, observation: TensorDict) -> None:
         """Called with the first observation of an episode; for cachers that remember."""
 
+    @property
+    def watches(self) -> bool:
+        """Whether `observe` does anything."""
+        return type(self).observe is not Cacher.observe
+
     def observe(self, observation: TensorDict) -> None:
         """Called with every slot's observation [N, B] before the slot is served; for cachers that watch requests."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
-from tensordict import TensorDict
 from torch import Tensor
 
 from lightning_t2drl.system.scenario import Scenario
@@ -19,7 +19,12 @@ MODELS = 24  # more are not listed
 
 
 def draw(
-    scenario: Scenario, slot: int, position: Tensor, cells: TensorDict, served: TensorDict | None, world: int = 0
+    scenario: Scenario,
+    slot: int,
+    position: Tensor,
+    cells: Mapping[str, Any],
+    served: Mapping[str, Tensor] | None,
+    world: int = 0,
 ) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The slot as RGB, uint8 [400, 900, 3]; arguments as for `paint`."""
     canvas = FigureCanvasAgg(paint(scenario, slot, position, cells, served, world))
@@ -28,7 +33,12 @@ def draw(
 
 
 def paint(
-    scenario: Scenario, slot: int, position: Tensor, cells: TensorDict, served: TensorDict | None, world: int = 0
+    scenario: Scenario,
+    slot: int,
+    position: Tensor,
+    cells: Mapping[str, Any],
+    served: Mapping[str, Tensor] | None,
+    world: int = 0,
 ) -> Figure:
     """The slot as a figure: a map of stations and users, each joined to the station that serves it, and what each got.
 

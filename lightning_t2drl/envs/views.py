@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
@@ -14,6 +14,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from lightning_t2drl.envs.edge_aigc import EdgeAIGCEnv
+from lightning_t2drl.envs.worlds import Cells
 from lightning_t2drl.errors import NonFiniteError, UserError
 from lightning_t2drl.networks.features import UserFeatures
 from lightning_t2drl.registry import build, locate
@@ -21,6 +22,7 @@ from lightning_t2drl.seeding import derive_seed
 from lightning_t2drl.system.metrics import slot_metrics
 from lightning_t2drl.system.scenario import Scenario
 from lightning_t2drl.system.scenario_config import CONFIG_ROOT, load_scenario
+from lightning_t2drl.system.serving import situation
 
 Array = np.ndarray[Any, Any]
 
@@ -89,6 +91,8 @@ class View:
         num_envs: N.
         joint: whether one agent decides for all cells. Then arrays are [N, B, ...], for a scenario of one cell
             [N, ...], and flat observations always [N, F]. Otherwise arrays are always [N, B, ...].
+        compile: whether a slot and `users` become one kernel each, or the options of `torch.compile` for that; see
+            `EdgeAIGCEnv.compile`.
         **overrides: of the scenario, see `load_scenario`.
 
     Raises:
@@ -105,6 +109,7 @@ class View:
         reward: str | None = None,
         num_envs: int = 1,
         joint: bool = True,
+        compile: bool | dict[str, Any] = False,
         **overrides: Any,
     ) -> None:
         self.decides = _one_of("decides", decides, DECIDES)
@@ -124,7 +129,13 @@ class View:
         self.joint = joint
         self._leading = (self.scenario.cells,) if joint and self.scenario.cells > 1 else ()
         self.env = EdgeAIGCEnv(self.scenario, num_envs)
-        self.users = UserFeatures(self.scenario)
+        self.worlds = self.env.worlds  # on plain tensors: an agent from outside is shown arrays, no TensorDict
+        self.users: Callable[..., dict[str, Tensor]] = UserFeatures(self.scenario)
+        if compile:
+            options: dict[str, Any] = compile if isinstance(compile, dict) else {}
+            self.worlds.compile(**options)
+            self.users(self.scenario, self.worlds.observe())  # what a scenario keeps is made before
+            self.users = torch.compile(self.users, **({"fullgraph": True, "dynamic": False} | options))
         self.over = True  # the next call must be `reset`
         self.shown: dict[str, Any] = {}  # what `draw` takes of the slot that was last served
 
@@ -174,12 +185,12 @@ class View:
         """
         s, batch = self.scenario, (self.env.batch_size[0], self.scenario.cells)
         width = {"cache": s.models, "allocation": 2 * s.users, "both": s.models + 2 * s.users}[self.decides]
-        given = torch.as_tensor(np.array(action, dtype=np.float32))
-        if given.numel() != batch[0] * batch[1] * width:
-            raise UserError(f"action: {given.numel()} numbers, not {batch[0] * batch[1] * width}; see action_space")
-        if not bool(given.isfinite().all()):
+        numbers = np.array(action, dtype=np.float32)
+        if numbers.size != batch[0] * batch[1] * width:
+            raise UserError(f"action: {numbers.size} numbers, not {batch[0] * batch[1] * width}; see action_space")
+        if not np.isfinite(numbers).all():
             raise NonFiniteError("the action handed to the environment holds NaN or infinity")
-        given = given.view(*batch, width)
+        given = torch.from_numpy(numbers).view(*batch, width)
         models = 0 if self.decides == "allocation" else s.models
         raw = None if self.decides == "cache" else given[..., models:].unflatten(-1, (s.users, 2))
         return given[..., :models] > 0 if models else None, raw
@@ -194,13 +205,13 @@ class View:
             for rule in (self.cacher, self.allocator):
                 if rule is not None:
                     rule.seed(derive_seed(0, seed), type(rule).__name__)
-        self.env.reset()
+        self.worlds.reset()
         self.slots, self.over = 0, False
-        self.cells = self.env.observe()
+        self.cells: Cells = self.worlds.observe()
         if self.cacher is not None:
-            self.cacher.start_episode(self.cells)
+            self.cacher.start_episode(self._for_rules())
         self._start_frame()
-        self._show(self.env.get_state()["world"]["position"], self.cells, None)
+        self._show(self.worlds.state["position"], self.cells, None)
         return self._observation()
 
     @torch.no_grad()
@@ -214,12 +225,12 @@ class View:
             raise gymnasium.error.ResetNeeded("the episode is over, or none was started: call reset()")
         cache, raw = self.split(action)
         if cache is not None:
-            self.cells = self.env.latch(cache)
+            self._latch(cache)
         if self.allocator is None:
             assert raw is not None
             reward, metrics = self._slot(raw)
         else:
-            slots = [self._slot(self.allocator.decide(self.cells)) for _ in range(self.scenario.slots_per_frame)]
+            slots = [self._slot(self.allocator.decide(self._for_rules())) for _ in range(self.scenario.slots_per_frame)]
             reward = torch.stack([value for value, _ in slots]).sum(0)
             metrics = {name: torch.stack([m[name] for _, m in slots]).mean(0) for name in slots[0][1]}
         self.over = self.slots >= self.scenario.slots_per_episode
@@ -237,19 +248,28 @@ class View:
 
     def _start_frame(self) -> None:
         if self.cacher is not None:
-            self.cells = self.env.latch(self.cacher.decide(self.cells))
+            self._latch(self.cacher.decide(self._for_rules()))
+
+    def _latch(self, cache: Tensor) -> None:
+        self.worlds.latch(cache)
+        self.cells = self.worlds.observe()
 
     def _slot(self, raw: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        before, position = self.cells, self.env.get_state()["world"]["position"]
-        if self.cacher is not None:
-            self.cacher.observe(before)
-        self.cells = self.env.play(raw)
+        before, position = self.cells, self.worlds.state["position"]
+        if self.cacher is not None and getattr(self.cacher, "watches", True):
+            self.cacher.observe(self._for_rules())
+        self.cells = self.worlds.play(raw)
         self.slots += 1
-        self._show(position, before, self.cells["served"])
-        reward = self.cells["reward", self.reward].squeeze(-1)
-        return reward, slot_metrics(self.scenario, self.cells["served"], before["attached"], before["request"])
+        served = self.cells["served"]
+        self._show(position, before, served)
+        reward = self.cells["reward"][self.reward].squeeze(-1)
+        return reward, slot_metrics(self.scenario, served, before["attached"], before["request"])
 
-    def _show(self, position: Tensor, cells: TensorDict, served: TensorDict | None) -> None:
+    def _for_rules(self) -> TensorDict:
+        """The cells' observation as policies of ours read it."""
+        return TensorDict(self.cells, batch_size=(self.worlds.count, self.scenario.cells))
+
+    def _show(self, position: Tensor, cells: Cells, served: Cells | None) -> None:
         self.shown = {"slot": self.slots, "position": position, "cells": cells, "served": served}
 
     def _observation(self) -> dict[str, Array] | Array:
@@ -257,13 +277,13 @@ class View:
         cells, wanted = self.cells, self.fields
         fields = {name: cells[name] for name in wanted if name in cells}
         if "users" in wanted:
-            rows = self.users(self.scenario, cells)["features"].clamp(-LIMIT, LIMIT)
+            rows = self.users(self.scenario, situation(cells))["features"].clamp(-LIMIT, LIMIT)
             fields["users"] = torch.where(cells["attached"].unsqueeze(-1), rows, 0.0)
         if "load" in wanted:
             fields["load"] = cells["load"].clamp(0.0, LIMIT)
         if "frame_start" in wanted:
             starts = self.slots % self.scenario.slots_per_frame == 0
-            fields["frame_start"] = torch.full((*cells.batch_size, 1), starts)
+            fields["frame_start"] = torch.full((self.worlds.count, self.scenario.cells, 1), starts)
         if not self.flat:
             one = self.joint and not self._leading
             fields = {name: value.squeeze(1) if one else value for name, value in fields.items()}

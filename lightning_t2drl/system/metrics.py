@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from tensordict import TensorDictBase
 from torch import Tensor
 
 from lightning_t2drl.system.scenario import Scenario
@@ -25,7 +26,7 @@ OF_SERVICE = (("hit_ratio", "hit"), ("violation_ratio", "violated"), ("quality",
 
 
 def slot_metrics(
-    scenario: Scenario, served: TensorDictBase, attached: Tensor, request: Tensor | None = None
+    scenario: Scenario, served: Mapping[str, Tensor], attached: Tensor, request: Tensor | None = None
 ) -> dict[str, Tensor]:
     """Means over the users present, one value per world.
 
@@ -58,7 +59,7 @@ def slot_metrics(
 
 
 def service_sums(
-    scenario: Scenario, served: TensorDictBase, attached: Tensor, request: Tensor
+    scenario: Scenario, served: Mapping[str, Tensor], attached: Tensor, request: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """What becomes a mean over requests once a whole episode is summed: numerator and denominator, [N] each.
 

@@ -210,3 +210,13 @@ def test_impossible_actions_are_refused():
 def test_example_of_stable_baselines3():
     found = runpy.run_path(str(EXAMPLES / "stable_baselines3_sac.py"))["main"](steps=24, episodes=1)
     assert set(found) == {"equal split", "SAC"} and all(-1 < value < 1 for value in found.values())
+
+
+def test_compiled_or_not_an_agent_sees_the_same():
+    plain, compiled = (EdgeAIGCGym(decides="both", **TINY, compile=how) for how in (False, {"backend": "eager"}))
+    assert np.allclose(plain.reset(seed=1)[0], compiled.reset(seed=1)[0], atol=1e-4)
+    plain.action_space.seed(0)
+    for _ in range(5):
+        action = plain.action_space.sample()
+        one, other = plain.step(action), compiled.step(action)
+        assert np.allclose(one[0], other[0], atol=1e-4) and one[1] == pytest.approx(other[1], abs=1e-5)
