@@ -382,5 +382,6 @@ def _provenance(config: BenchmarkConfig, jobs: Sequence[Job], command: str) -> l
         f"{suite.amount('frames', budget)} frames of {_worlds(jobs)} worlds; "
         f"{suite.amount('episodes', budget)} held-out episodes, the same worlds for all schemes (for "
         f"{', '.join(SEARCHING)} the first {suite.amount('slow_episodes', budget)}, put on the scale of all)",
+        *([f"- evaluations with {', '.join(suite.evaluated)}"] if suite.evaluated else []),
         *(["- the oracle's cache knows the requests of each frame, in hindsight"] if hindsight else []),
     ]
