@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from benchmarks import decision, drift, environment, frame, growth, replay, report, update
+from benchmarks import bound, decision, drift, environment, frame, growth, replay, report, update
 from benchmarks.budget import BUDGETS, Budget
 from benchmarks.measure import Advance
 from lightning_t2drl.errors import UserError
@@ -31,6 +31,7 @@ ITEMS: dict[str, Callable[[Budget, Advance], report.Section]] = {
     "replay": replay.run,
     "frame": frame.run,
     "growth": growth.run,
+    "bound": bound.run,
     "drift": drift.run,
 }
 

@@ -18,6 +18,7 @@ class Budget:
         environments: numbers of worlds N whose slots per second are measured.
         frames, warm_up_frames: frames of the training run that are measured, and that go before.
         frame_overrides: changes to the training run's default settings.
+        oracle_slots: slots of the last round in which the oracle compares caches.
         growth_points: how many values of each growth axis, smallest first.
         updates: length of the drift run.
     """
@@ -31,6 +32,7 @@ class Budget:
     frames: int = 120
     warm_up_frames: int = 20
     frame_overrides: tuple[str, ...] = ()
+    oracle_slots: int = 1024
     growth_points: int = 99
     updates: int = 5000
 
@@ -59,6 +61,7 @@ TINY = Budget(
         "evaluation.every_n_frames=2",
         "evaluation.episodes=2",
     ),
+    oracle_slots=16,
     growth_points=2,
     updates=20,
 )
