@@ -21,6 +21,7 @@
 | `world`, `frame`, `cell` | which, counted from 0 |
 | `popularity_state`, `popularity` | the truth, and what the cacher saw |
 | `cache`, `loaded_gb` | models held, counted from 0; what of them was not held in the frame before, GB |
+| `oracle_cache` | models that the oracle would hold; null unless it is a reference of the evaluation |
 | `reward` | of the frame |
 """
 
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -40,6 +42,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from lightning_t2drl.cachers.base import Cacher
 from lightning_t2drl.envs import EdgeAIGCEnv
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.loop.evaluation import EpisodeMeans
@@ -65,18 +68,19 @@ class Recorder:
         directory: where they go; made if there is none.
         scenario: of the worlds.
         worlds: how many.
+        oracle: says what the oracle would hold; None: nobody does. One that cannot be found is none.
 
     Raises:
         UserError: pyarrow is not installed.
     """
 
-    def __init__(self, directory: Path, scenario: Scenario, worlds: int) -> None:
+    def __init__(self, directory: Path, scenario: Scenario, worlds: int, oracle: Cacher | None = None) -> None:
         _pyarrow()
-        self.directory, self.scenario, self.worlds = directory, scenario, worlds
+        self.directory, self.scenario, self.worlds, self.oracle = directory, scenario, worlds, oracle
         self._writers: dict[str, Any] = {}
-        self._slots: list[dict[str, Any]] = []  # columns of the present frame's slots
+        self._slots: list[tuple[Slot, Tensor]] = []  # the present frame's, with where users stood
         self._held: Tensor | None = None  # caches of the frame before
-        self._number = 0  # of slots so far
+        self._frame = 0
         self._position = torch.empty(0)
 
     def __enter__(self) -> Recorder:
@@ -95,57 +99,54 @@ class Recorder:
 
     def __call__(self, env: EdgeAIGCEnv, slot: Slot | None) -> None:
         """Note a slot that was served; None before the first."""
-        position, self._position = self._position, env.get_state()["world"]["position"].cpu()
+        position, self._position = self._position, env.worlds.state["position"]
         if slot is None:
             return
-        k = self.scenario.slots_per_frame
-        frame, within = divmod(self._number, k)
-        if within == 0:
-            self._first = slot.cells
-        self._slots.append(self._users(slot, position, frame))
-        self._number += 1
-        if within == k - 1:
-            columns = {name: np.concatenate([s[name] for s in self._slots]) for name in self._slots[0]}
-            self._write(FILES[0], columns)
-            self._write(FILES[1], self._cells(self._first, slot.following["reward", "frame"], frame))
-            self._slots = []
+        self._slots.append((slot, position))
+        if len(self._slots) == self.scenario.slots_per_frame:
+            self._write(FILES[0], self._users())
+            self._write(FILES[1], self._cells(self._slots[0][0].cells, slot.following["reward", "frame"]))
+            self._slots, self._frame = [], self._frame + 1
 
-    def _users(self, slot: Slot, position: Tensor, frame: int) -> dict[str, Any]:
-        """Columns of one slot."""
-        cells, served = slot.cells.cpu(), slot.following["served"].cpu()
-        attached = cells["attached"]
-        world, cell, user = attached.nonzero(as_tuple=True)
+    def _users(self) -> dict[str, Any]:
+        """Columns of a frame's slots."""
+        s, slots = self.scenario, [slot for slot, _ in self._slots]
+        optional = ("uplink_interference", "downlink_interference") if s.cells > 1 else ()
+        cells = _stacked([slot.cells for slot in slots], ("attached", "request", *ASKED, *optional))
+        served = _stacked([slot.following["served"] for slot in slots], (*SERVED, "shares", "nearby", "handover"))
+        attached = cells["attached"]  # [K, N, B, U]
+        rows = torch.arange(attached.numel()) if bool(attached.all()) else attached.flatten().nonzero().squeeze(-1)
 
         def of_users(value: Tensor) -> Any:
-            return value[attached].numpy()
+            value = value.expand(attached.shape).flatten()
+            return (value if len(rows) == len(value) else value[rows]).numpy()
 
-        nobody = torch.zeros_like(attached)
-        several = {}
-        if self.scenario.cells > 1:
-            several["uplink_interference"] = of_users(cells["uplink_interference"].unsqueeze(-1).expand(attached.shape))
-            several["downlink_interference"] = of_users(cells["downlink_interference"])
-        asked = (slot.raw.cpu().clamp(-1, 1) + 1) / 2
-        place = position[world, user]
+        if optional:  # one number for all users of a cell
+            cells["uplink_interference"] = cells["uplink_interference"].unsqueeze(-1)
+        asked = (_stack(slot.raw for slot in slots).clamp(-1, 1) + 1) / 2
+        x, y = _stack(position for _, position in self._slots).unsqueeze(2).unbind(-1)
+        slot, world, cell, user = np.unravel_index(rows.numpy(), attached.shape)
+        nobody = torch.zeros(1, dtype=torch.bool)
         return {
-            "world": world.int().numpy(),
-            "frame": np.full(len(world), frame, np.int32),
-            "slot": np.full(len(world), self._number, np.int32),
-            "cell": cell.int().numpy(),
-            "user": user.int().numpy(),
+            "world": world.astype(np.int32),
+            "frame": np.full(len(rows), self._frame, np.int32),
+            "slot": (slot + self._frame * s.slots_per_frame).astype(np.int32),
+            "cell": cell.astype(np.int32),
+            "user": user.astype(np.int32),
             "model": of_users(cells["request"].int()),
             **{name: of_users(cells[name]) for name in ASKED},
-            "x": place[:, 0].numpy(),
-            "y": place[:, 1].numpy(),
+            "x": of_users(x),
+            "y": of_users(y),
             **{name: of_users(served.get(name, nobody)) for name in ("nearby", "handover")},
-            **several,
+            **{name: of_users(cells[name]) for name in optional},
             "bandwidth_asked": of_users(asked[..., 0]),
-            "steps_asked": of_users(steps_of(self.scenario, cells["request"], asked[..., 1])),
+            "steps_asked": of_users(steps_of(s, cells["request"], asked[..., 1])),
             "bandwidth": of_users(served["shares"][..., 0]),
-            "steps": of_users(steps_of(self.scenario, cells["request"], served["shares"][..., 1])),
+            "steps": of_users(steps_of(s, cells["request"], served["shares"][..., 1])),
             **{name: of_users(served[name]) for name in SERVED},
         }
 
-    def _cells(self, first: TensorDict, reward: Tensor, frame: int) -> dict[str, Any]:
+    def _cells(self, first: TensorDict, reward: Tensor) -> dict[str, Any]:
         """Columns of a frame from the observation of its first slot and its reward."""
         cells, cache = first.cpu(), first["cache"].cpu()
         held = torch.zeros_like(cache) if self._held is None else self._held
@@ -155,14 +156,24 @@ class Recorder:
         loaded = ((cache & ~held) * self.scenario.model_storage.cpu()).sum(-1) / BITS_PER_GB
         return {
             "world": number // self.scenario.cells,
-            "frame": np.full(rows, frame, np.int32),
+            "frame": np.full(rows, self._frame, np.int32),
             "cell": number % self.scenario.cells,
             "popularity_state": cells["popularity_state"].flatten().int().numpy(),
             "popularity": cells["popularity"].flatten(0, 1).tolist(),
-            "cache": [row.nonzero().flatten().tolist() for row in cache.flatten(0, 1)],
+            "cache": _models(cache),
+            "oracle_cache": self._oracle_cache(first),
             "loaded_gb": loaded.flatten().float().numpy(),
             "reward": reward.cpu().flatten().numpy(),
         }
+
+    def _oracle_cache(self, first: TensorDict) -> Any:
+        """What the oracle would hold, by cell."""
+        if self.oracle is not None:
+            try:
+                return _models(self.oracle.decide(first).cpu())
+            except UserError:  # there are too many caches to try; whoever plays the oracle says so
+                self.oracle = None
+        return _models(None, first.batch_size.numel())
 
     def _write(self, name: str, columns: dict[str, Any]) -> None:
         pyarrow, parquet = _pyarrow()
@@ -170,11 +181,31 @@ class Recorder:
         if name not in self._writers:
             facts = json.dumps({"worlds": self.worlds, "scenario": self.scenario.as_dict()})
             schema = table.schema.with_metadata({KEY: facts.encode()})
-            self._writers[name] = parquet.ParquetWriter(self._temporary(name), schema, use_dictionary=WHICH)
+            self._writers[name] = parquet.ParquetWriter(
+                self._temporary(name), schema, use_dictionary=WHICH, write_statistics=WHICH
+            )
         self._writers[name].write_table(table.cast(self._writers[name].schema))
 
     def _temporary(self, name: str) -> Path:
         return self.directory / f".{name}.tmp"
+
+
+def _stack(values: Iterable[Tensor]) -> Tensor:
+    """What the slots of a frame have, [K, ...] on the CPU."""
+    return torch.stack(list(values)).cpu()
+
+
+def _stacked(slots: Sequence[TensorDict], names: Sequence[str]) -> dict[str, Tensor]:
+    """Those of the fields that there are."""
+    fields = [dict(slot.items()) for slot in slots]
+    return {name: _stack(slot[name] for slot in fields) for name in names if name in fields[0]}
+
+
+def _models(cache: Tensor | None, rows: int = 0) -> Any:
+    """A column of lists of models from caches [N, B, M]; None: of `rows` nulls."""
+    pyarrow, _ = _pyarrow()
+    held = [None] * rows if cache is None else [row.nonzero().flatten().tolist() for row in cache.flatten(0, 1)]
+    return pyarrow.array(held, pyarrow.list_(pyarrow.int64()))
 
 
 def read_records(directory: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -128,14 +128,15 @@ def compare(
     def played(directory: str, cacher: Cacher, allocator: Allocator) -> dict[str, Any]:
         if records is None:
             return summarise(evaluate(scenario, cacher, allocator, episodes, seed, progress))
-        with Recorder(records / directory, scenario, episodes) as recorder:
+        with Recorder(records / directory, scenario, episodes, oracle) as recorder:
             return summarise(evaluate(scenario, cacher, allocator, episodes, seed, progress, recorder))
 
+    pairs = {reference: REFERENCES[reference](scenario) for reference in references}
+    oracle = pairs["oracle"][0] if "oracle" in pairs else None
     scheme = played("scheme", cacher, allocator)
     beside = {}
-    for reference in references:
+    for reference, pair in pairs.items():
         try:
-            pair = REFERENCES[reference](scenario)
             beside[reference] = played(reference, *pair)
         except UserError as error:  # such as more caches than an oracle can try
             say(f"{reference}: left out, {error}")

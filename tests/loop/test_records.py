@@ -8,6 +8,7 @@ import torch
 
 from lightning_t2drl.allocators.equal import EqualAllocator, EqualConfig
 from lightning_t2drl.allocators.exact import ExactAllocator, ExactConfig
+from lightning_t2drl.cachers.oracle import OracleCacher, OracleConfig
 from lightning_t2drl.cachers.random import RandomCacher, RandomConfig
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.loop.evaluation import evaluate
@@ -48,6 +49,20 @@ def test_records_give_the_means_back_exactly(tmp_path, changes):
     for row in first.itertuples():
         assert row.loaded_gb == pytest.approx(sum(storage[m].item() for m in set(row.cache) - before), abs=1e-4)
         before = set(row.cache)
+
+
+def test_they_say_what_the_oracle_would_hold(tmp_path):
+    scenario = load_scenario("paper", users=4, frames_per_episode=6, slots_per_frame=2)
+    pair = RandomCacher(scenario, RandomConfig()), EqualAllocator(scenario, EqualConfig())
+    oracle = OracleCacher(scenario, OracleConfig(slots=16))
+    for directory, knows in (("a", oracle), ("b", None)):
+        with Recorder(tmp_path / directory, scenario, 3, knows) as recorder:
+            evaluate(scenario, *pair, 3, 1, watch=recorder)
+    _, frames = read_records(tmp_path / "a")
+    best = [row.nonzero().flatten().tolist() for row in oracle.caches.of(torch.tensor(frames["popularity_state"]))]
+    assert [list(models) for models in frames["oracle_cache"]] == best and len({*map(tuple, best)}) > 1
+    assert frames["world"].tolist() == [0, 1, 2] * 6
+    assert read_records(tmp_path / "b")[1]["oracle_cache"].isna().all()
 
 
 def test_they_give_back_the_means_by_service_too(tmp_path):
