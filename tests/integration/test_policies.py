@@ -27,6 +27,17 @@ def test_any_load_is_far_above_random_caching_at_any_load(users):
     assert ours > random + {5: 0.02, 20: 0.2, 80: 0.2}[users]
 
 
+@pytest.mark.parametrize(
+    ("name", "env", "margin"),
+    [("t2drl-cells", "cells3", 0.1), ("t2drl-cells", "cells7", 0.1)],
+)
+def test_the_others_are_far_above_random_caching_where_they_are_meant_for(name, env, margin):
+    policy = load_policy(POLICIES / name, f"env={env}", "env.frames_per_episode=2")
+    ours = evaluate(policy.scenario, policy.cacher, policy.allocator, 8, 1)["utility"].mean()
+    random = evaluate(policy.scenario, *REFERENCES["rcars"](policy.scenario), 8, 1)["utility"].mean()
+    assert ours > random + margin
+
+
 def test_a_shipped_policy_exports_and_is_no_run(run_train, tmp_path):
     path = POLICIES / "t2drl-any-load"
     exported = load_policy(path).allocator.export()
