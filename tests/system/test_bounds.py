@@ -47,7 +47,7 @@ def test_brute_force_never_beats_the_bound(users, alpha, penalty, fade, budget, 
     found = solve(scenario, slot, cache)
     shares = [np.linspace(0, 1, 41), np.linspace(0, 1, 21), np.linspace(0, 1, 9)][users - 1]
     steps = [0.0, 70.0, 100.0, 140.0, 170.0]
-    grid_b = [b for b in itertools.product(shares, repeat=users) if sum(b) <= 1 + 1e-9]
+    grid_b = [b for b in itertools.product(shares, repeat=users) if abs(sum(b) - 1) < 1e-9]  # more never hurts
     grid_x = [x for x in itertools.product(steps, repeat=users) if sum(x) <= budget]
     b = torch.tensor(grid_b, dtype=torch.float32)[:, None, None]
     x = torch.tensor(grid_x, dtype=torch.float32)[None, :, None]
@@ -91,7 +91,7 @@ def test_brute_force_never_beats_the_bound_of_several_cells(alpha, budget, cells
     more = {key: slot[key] for key in SEVERAL}
     found = solve(scenario, slot, cache, **more)
     assert not found["bandwidth"][~slot["attached"]].any() and not found["steps"][~slot["attached"]].any()
-    b = torch.tensor([b for b in itertools.product(np.linspace(0, 1, 9), repeat=4) if sum(b) <= 1], dtype=torch.float32)
+    b = torch.tensor([b for b in itertools.product(np.linspace(0, 1, 9), repeat=4) if sum(b) == 1], dtype=torch.float32)
     x = torch.tensor([x for x in itertools.product([0.0, 70.0, 100.0, 140.0, 170.0], repeat=4) if sum(x) <= budget])
     shape = (len(b), len(x))
     b, x = b[:, None].expand(*shape, 4), x[None].expand(*shape, 4)
