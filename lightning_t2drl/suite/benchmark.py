@@ -33,7 +33,7 @@ from lightning_t2drl.run.sweep import launch
 from lightning_t2drl.suite.comparison import comparison_table, draw_comparison, draw_curves, shown, write_tables
 
 ROOT = Path(__file__).resolve().parents[2]
-SEARCHING = ("genetic",)  # allocators that take many evaluations per slot
+SEARCHING = ("genetic",)  # allocators that take a tenth of a second per slot
 CURVE_POINTS = 10  # evaluations along a learning curve
 DONE = "job.json"  # what a finished job found and the commit it was made at; its one rename makes the job finished
 ALONE = "references=[]"  # a suite has references of its own
