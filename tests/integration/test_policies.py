@@ -29,7 +29,7 @@ def test_any_load_is_far_above_random_caching_at_any_load(users):
 
 @pytest.mark.parametrize(
     ("name", "env", "margin"),
-    [("t2drl-cells", "cells3", 0.1), ("t2drl-cells", "cells7", 0.1)],
+    [("t2drl-cells", "cells3", 0.1), ("t2drl-cells", "cells7", 0.1), ("t2drl-mixed", "mixed", 0.04)],
 )
 def test_the_others_are_far_above_random_caching_where_they_are_meant_for(name, env, margin):
     policy = load_policy(POLICIES / name, f"env={env}", "env.frames_per_episode=2")
