@@ -77,6 +77,7 @@ class EdgeAIGCEnv(EnvBase):
         self._set_seed(seed)
         self.worlds = Worlds(self.scenario, num_envs, self.generator, held_out)
         self._cells = torch.Size((num_envs, self.scenario.cells))
+        self._nothing = self.observation_spec["cells", "served"].zero()  # what is served before a slot
 
     def compile(self, **options: Any) -> EdgeAIGCEnv:
         """Let `torch.compile` make one kernel of a slot, which takes seconds when the next one is played and pays in
@@ -182,7 +183,7 @@ class EdgeAIGCEnv(EnvBase):
 
     def observe(self) -> TensorDict:
         """The cells' current observation [N, B], as after a reset, without moving the worlds."""
-        return self._group(self.worlds.observe() | {"served": self.observation_spec["cells", "served"].zero()})
+        return self._group(self.worlds.observe() | {"served": self._nothing.copy()})
 
     def _group(self, content: dict[str, Any]) -> TensorDict:
         return TensorDict(content, batch_size=self._cells, device=self.device)
