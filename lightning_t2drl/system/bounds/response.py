@@ -45,7 +45,8 @@ class Response:
         latency = (1 - alpha) * (1 - users.fixed / users.deadline) * present
         self.regimes = (alpha - 1 - users.penalty) * present, latency - users.penalty * present, latency
         self.idle = [value + alpha * present * ~users.hit for value in self.regimes]
-        self.idle[2] = self.idle[2].masked_fill(self.link > (1 + 1e-9) * self.spare, -torch.inf)  # forgives rounding
+        late = self.link > (1 + 1e-9) * self.spare  # even with all of the bandwidth, but for rounding
+        self.idle[2] = self.idle[2].masked_fill(late | ~attached, -torch.inf)  # nobody absent counts as on time
         self.least = (self.link / self.spare.clamp_min(SMALL)).clamp_max(1.0)
         # Active users' pieces: value `origin` + `rise` x for x from `start` to `most`
         self.start, score, rise = (part.movedim(-1, 0) for part in (users.start, users.score, users.rise))
