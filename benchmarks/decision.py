@@ -13,7 +13,6 @@ from benchmarks.reference import Chain, WholeSetDenoiser
 from benchmarks.report import Section
 from benchmarks.subjects import (
     SHAPES,
-    STEPS,
     Play,
     allocator,
     exported,
@@ -49,7 +48,7 @@ def run(budget: Budget, advance: Advance) -> Section:
             jobs = outside(policy, measured)
             missing += [] if jobs else [f"{label}: exported"]
             contenders |= {f"{label}: exported, {kind}": job for kind, job in jobs.items()}
-    whole = Chain(WholeSetDenoiser(policy.actor.trunk), 2 * scenario.users, linear_betas(STEPS, 0.05, 0.3))
+    whole = Chain(WholeSetDenoiser(policy.actor.trunk), 2 * scenario.users, linear_betas(policy.actor.steps, 0.05, 0.3))
     state = policy.state(cells)[0].to_dict()
     contenders[PLAIN_SET] = torch.no_grad()(lambda: whole(state))
     model = sb3_ddpg(fields)
@@ -67,7 +66,7 @@ def run(budget: Budget, advance: Advance) -> Section:
             "A decision of the project ends in a feasible allocation (head and amender included), a plain one in the "
             "chain's output. 'From the observation' includes the features, as do the exported ones, which draw their "
             "noise with NumPy; the controller also checks its inputs.",
-            f"The set networks are those of allocator=d3pg (64 wide, ReLU); '{PLAIN_SET}' evaluates the same "
+            f"The set networks are those of allocator=d3pg (I = 2, 64 wide, ReLU); '{PLAIN_SET}' evaluates the same "
             "network wholly in every step. Stable-Baselines3 uses ReLU.",
         ],
     )
@@ -96,7 +95,7 @@ def outside(policy: Any, measured: dict[str, Any]) -> dict[str, Job]:
     generator = np.random.default_rng(0)
 
     def by_session() -> object:
-        feeds["noise"] = generator.standard_normal((STEPS, 1, users, 2), np.float32)
+        feeds["noise"] = generator.standard_normal((policy.exported_draws, 1, users, 2), np.float32)
         return session.run(None, feeds)
 
     return {"ONNX Runtime session": by_session, "controller": lambda: controller.allocate(**measured)}

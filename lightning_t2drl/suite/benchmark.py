@@ -239,7 +239,8 @@ class _Jobs:
             plain = _plain(command, (*self.flags, *base))
         except UserError as error:
             raise UserError(f"suite.{self.config.suite.name}: {scheme}: {error}") from None
-        different = sorted(word for word in changes if not _says_nothing(word, plain))
+        chosen = {key.split("/")[0] for key, _ in map(_parsed, changes) if "." not in key}  # their values are others
+        different = sorted(word for word in changes if word.split(".")[0] in chosen or not _says_nothing(word, plain))
         directory = self._directory(name, [command, base, plain, different])
         return Job(scheme, value, seed, command, (*self.flags, *base, *changes), directory)
 
