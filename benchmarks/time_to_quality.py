@@ -12,6 +12,7 @@ import argparse
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -151,7 +152,8 @@ def main(arguments: list[str]) -> str:
     parser.add_argument("--output", type=Path, default=Path("runs/time_to_quality"), help="default %(default)s")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for both sides, such as frames=120")
     parsed = parser.parse_args(arguments)
-    origin = provenance(" ".join(["python -m benchmarks.time_to_quality", *arguments])) | {"threads": 1}
+    said = [word for word, before in zip(arguments, ["", *arguments], strict=False) if "--output" not in (word, before)]
+    origin = provenance(shlex.join(["python", "-m", "benchmarks.time_to_quality", *said])) | {"threads": 1}
     parsed.output.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of `finally`, which removes the worktree
     frame_by_frame = [] if any(w.startswith("evaluation.every") for w in parsed.overrides) else [
