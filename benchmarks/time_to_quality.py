@@ -11,10 +11,8 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
 import shlex
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -26,8 +24,9 @@ from matplotlib.figure import Figure
 
 from benchmarks.measure import Spread
 from benchmarks.report import cell, origin_lines, provenance
-from benchmarks.whole_run import BASE, HERE, ROOT, name_in, worktree
+from benchmarks.whole_run import BASE, HERE, ROOT, name_in, run_in, worktree
 from lightning_t2drl.run.api import evaluate
+from lightning_t2drl.suite.comparison import interval
 
 SHARES = (0.95, 0.98, 0.99)
 EPISODES, SEED = 100, 1_000_003
@@ -45,26 +44,13 @@ class Point(NamedTuple):
 
 
 def train(tree: Path, experiment: str, overrides: list[str], work: Path) -> list[Point]:
-    """One run in a process of its own, evaluated along the way.
-
-    Raises:
-        RuntimeError: the run failed; with the last lines it wrote.
-    """
-    threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
+    """One run in a process of its own, evaluated along the way; raises as `run_in`."""
     words = [f"experiment={name_in(tree, experiment)}", f"output_dir={work / 'run'}", *overrides]
     words += ["progress_bar=false", "figures=false", "evaluation.final_episodes=0"]
     words += [f"evaluation.episodes={EPISODES}", f"evaluation.seed={SEED}"]
-    done = subprocess.run(
-        # -P: this folder has a module http, which must not stand in for the library's
-        [sys.executable, "-P", str(ROOT / "benchmarks/clocked.py"), str(tree), str(work / "clock.csv"), *words],
-        cwd=tree,
-        env=os.environ | threads | {"PYTHONPATH": str(tree)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{experiment} of {tree}: exit status {done.returncode}\n{done.stderr[-2000:]}")
+    # -P: this folder has a module http, which must not stand in for the library's
+    clocked = [sys.executable, "-P", str(ROOT / "benchmarks/clocked.py")]
+    run_in(tree, [*clocked, str(tree), str(work / "clock.csv"), *words])
     clock = {int(row[0]): [float(value) for value in row[1:]] for row in csv.reader((work / "clock.csv").open())}
     points = []
     for row in csv.DictReader((work / "run/evaluations.csv").open()):
@@ -112,17 +98,10 @@ def page(
         ends = {side: [run[-1].utility / oracle for run in of_side] for side, of_side in sides.items()}
         lines.append("")
         for side, values in ends.items():
-            low, high = interval(values)
-            lines.append(f"- at the end, {side}: {np.mean(values):.2%} of the oracle, 95 % interval "
+            mean, low, high = interval(np.array(values))
+            lines.append(f"- at the end, {side}: {mean:.2%} of the oracle, interquartile mean with 95 % interval "
                          f"[{low:.2%}, {high:.2%}] over {len(values)} seeds")  # fmt: skip
     return lines
-
-
-def interval(values: list[float], draws: int = 10_000) -> tuple[float, float]:
-    """95 % bootstrap interval of the mean over seeds."""
-    sample = np.random.default_rng(0).choice(values, (draws, len(values))).mean(-1)
-    low, high = np.quantile(sample, (0.025, 0.975)).tolist()
-    return low, high
 
 
 def draw(oracle: float, runs: Mapping[str, Mapping[str, list[list[Point]]]], path: Path) -> None:

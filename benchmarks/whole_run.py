@@ -58,27 +58,26 @@ def name_in(tree: Path, experiment: str) -> str:
     return OLD_NAMES.get(experiment, experiment) if is_old else experiment
 
 
-def train(tree: Path, experiment: str, overrides: list[str], output: Path) -> dict[str, float]:
-    """One run in a process of its own: CPU seconds and the final utility.
+def run_in(tree: Path, command: list[str]) -> None:
+    """Run a command on a tree's own code, on one thread.
 
     Raises:
-        RuntimeError: the run failed; with the last lines it wrote.
+        RuntimeError: it failed; with the last lines it wrote.
     """
+    threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
+    environment = os.environ | threads | {"PYTHONPATH": str(tree)}
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: exit status {done.returncode}\n{done.stderr[-2000:]}")
+
+
+def train(tree: Path, experiment: str, overrides: list[str], output: Path) -> dict[str, float]:
+    """One run in a process of its own: CPU seconds and the final utility; raises as `run_in`."""
     name = name_in(tree, experiment)
     command = [sys.executable, str(tree / "train.py"), f"experiment={name}", "progress_bar=false", *overrides]
-    threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [*command, f"output_dir={output}"],
-        cwd=tree,
-        env=os.environ | threads | {"PYTHONPATH": str(tree)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    run_in(tree, [*command, f"output_dir={output}"])
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        raise RuntimeError(f"{experiment} of {tree}: exit status {done.returncode}\n{done.stderr[-2000:]}")
     summary = json.loads((output / "summary.json").read_text())
     return {
         "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,

@@ -18,16 +18,9 @@ COLOURS = {"the cell": "#0072b2", "another cell": "#cc79a7", "the cloud": "#e69f
 MODELS = 24  # more are not listed
 
 
-def draw(
-    scenario: Scenario,
-    slot: int,
-    position: Tensor,
-    cells: Mapping[str, Any],
-    served: Mapping[str, Tensor] | None,
-    world: int = 0,
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """The slot as RGB, uint8 [400, 900, 3]; arguments as for `paint`."""
-    canvas = FigureCanvasAgg(paint(scenario, slot, position, cells, served, world))
+def pixels(figure: Figure) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """A figure as RGB, uint8 [height, width, 3]; [400, 900, 3] of what `paint` returns."""
+    canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.array(canvas.buffer_rgba(), dtype=np.uint8)[..., :3].copy()
 

@@ -241,10 +241,10 @@ class View:
         return self._observation(), reward, metrics
 
     def picture(self) -> Array:
-        """The slot that was last served in the first world, see `envs.picture.draw`."""
-        from lightning_t2drl.envs.picture import draw  # matplotlib takes its time
+        """The slot that was last served in the first world, see `envs.picture.paint`."""
+        from lightning_t2drl.envs.picture import paint, pixels  # matplotlib takes its time
 
-        return draw(self.scenario, **self.shown)
+        return pixels(paint(self.scenario, **self.shown))
 
     def _start_frame(self) -> None:
         if self.cacher is not None:
