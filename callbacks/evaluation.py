@@ -7,7 +7,8 @@ from typing import Any
 import lightning as L
 
 from lightning_t2drl.loop.diagnosis import diagnose
-from lightning_t2drl.loop.evaluation import EvaluationConfig, evaluate, summarise
+from lightning_t2drl.loop.evaluation import evaluate, summarise
+from lightning_t2drl.loop.keys import EvaluationConfig
 
 REPORTED = ("utility", "hit_ratio", "violation_ratio", "quality", "delay")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,28 +12,12 @@ from torch import Tensor
 
 from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.cachers.base import Cacher
-from lightning_t2drl.checks import within
 from lightning_t2drl.envs import EdgeAIGCEnv
 from lightning_t2drl.loop.finite import FiniteWatch
 from lightning_t2drl.loop.metrics import service_sums, slot_metrics
 from lightning_t2drl.loop.slots import Slot, frame
 from lightning_t2drl.seeding import derive_seed
 from lightning_t2drl.system.scenario import Scenario
-
-
-@dataclass
-class EvaluationConfig:
-    """Keys of `evaluation` in `configs/train.yaml`."""
-
-    every_n_frames: int = 200
-    episodes: int = 50
-    final_episodes: int = 200
-    seed: int = 1_000_003
-    diagnosis: bool = True
-
-    def __post_init__(self) -> None:
-        within("evaluation", self, every_n_frames=(0, 1e9), episodes=(1, 1e6), final_episodes=(0, 1e6))
-        within("evaluation", self, seed=(0, 2**63 - 1))
 
 
 @contextmanager

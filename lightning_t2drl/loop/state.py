@@ -13,11 +13,11 @@ from torchrl.checkpoint import GlobalRNGState
 from lightning_t2drl import __version__
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.loop.legacy import translate
+from lightning_t2drl.loop.stored import KEY
 
 Module = Any  # the coordinator, `TwoTimescaleModule`, which stands above this file
 
 FORMAT = 2
-KEY = "lightning_t2drl"
 PARTS = {
     "state_dict": dict,
     "frame": int,

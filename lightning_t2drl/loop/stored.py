@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.loop.state import KEY
 
+KEY = "lightning_t2drl"  # the project's part of a checkpoint, beside Lightning's
 SECTIONS = ("env", "cacher", "allocator")
 OWN = "lightning_t2drl."
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,13 @@ from torch.optim import Optimizer
 from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.building import build_policies
 from lightning_t2drl.cachers.base import Cacher
-from lightning_t2drl.checks import within
 from lightning_t2drl.envs import EdgeAIGCEnv
 from lightning_t2drl.errors import NonFiniteError
 from lightning_t2drl.loop import state as run_state
 from lightning_t2drl.loop.checkpoints import resolve
 from lightning_t2drl.loop.distributed import average_gradients
 from lightning_t2drl.loop.finite import FiniteWatch
+from lightning_t2drl.loop.keys import LoopConfig
 from lightning_t2drl.loop.metrics import Meters, slot_metrics
 from lightning_t2drl.loop.replay import Replay
 from lightning_t2drl.loop.slots import Slot, frame
@@ -34,29 +33,6 @@ from lightning_t2drl.registry import typed
 from lightning_t2drl.seeding import derive_seed
 from lightning_t2drl.system.scenario import Scenario
 from lightning_t2drl.system.scenario_config import ScenarioConfig
-
-
-@dataclass
-class LoopConfig:
-    """Keys of `configs/loop/*.yaml`: how much is played, stored and learned."""
-
-    updates_per_slot: int = 1
-    updates_per_frame: int = 4
-    slot_batch_size: int = 256
-    frame_batch_size: int = 128
-    slot_capacity: int = 50_000
-    frame_capacity: int = 20_000
-    slot_warmup: int = 2_000
-    frame_warmup: int = 200
-    gradient_clip: float = 10.0
-    log_every_n_frames: int = 10
-
-    def __post_init__(self) -> None:
-        counts = (0, 1e9)
-        within("loop", self, updates_per_slot=(0, 1e4), updates_per_frame=(0, 1e4), gradient_clip=(0, 1e9))
-        within("loop", self, slot_warmup=counts, frame_warmup=counts, log_every_n_frames=(1, 1e9))
-        within("loop", self, slot_batch_size=(1, 1e6), frame_batch_size=(1, 1e6))
-        within("loop", self, slot_capacity=(1, 1e9), frame_capacity=(1, 1e9))
 
 
 class TwoTimescaleModule(L.LightningModule):

@@ -17,7 +17,7 @@ from yaml import YAMLError
 from lightning_t2drl.checks import nearest
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.run import renamed
-from lightning_t2drl.system.scenario_config import CONFIG_ROOT
+from lightning_t2drl.system.catalogue import CONFIG_ROOT
 
 Nodes = dict[tuple[str, str], Any]  # (group, choice): its content, for choices that are no file of a config directory
 

@@ -22,7 +22,7 @@ class Command:
         about, example: what it does, and words for it.
         job: the function that does it with a `Composed`, as MODULE:NAME.
         takes: the key that words without `=` go to: a list, or the checkpoint.
-        composed: whether the job gets a `Composed`, made with PyTorch at hand; else it gets the words.
+        composed: whether the job gets a `Composed`, in a process that is prepared; else it gets the words.
         named: whether words on keys that the command does not have go there, too, such as NAME=PATH.
     """
 
@@ -113,10 +113,11 @@ def run(command: str, arguments: Sequence[str]) -> Any:
     module, _, name = COMMANDS[command].job.partition(":")
     if not COMMANDS[command].composed:
         return getattr(importlib.import_module(module), name)(arguments)
-    prepare_process()
     from lightning_t2drl.run.compose import compose
 
+    import_from_here()
     composed = compose(command, spelt_out(command, arguments))
+    prepare_process()
     return getattr(importlib.import_module(module), name)(composed)
 
 
@@ -145,11 +146,16 @@ def prepare_process() -> None:
     """What every process that runs a job needs; a sweep's launcher may have started it."""
     import torch
 
+    import_from_here()
     quiet_libraries()
     keep_freed_memory()
     torch.set_flush_denormal(True)  # denormals slow updates down several times over
+
+
+def import_from_here() -> None:
+    """Let a user's own classes be in a module beside the data."""
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a user's own classes are in a module beside the data
+        sys.path.append(os.getcwd())
 
 
 def quiet_libraries() -> None:

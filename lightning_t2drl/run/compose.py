@@ -1,4 +1,7 @@
-"""Composes the configuration of a command line with Hydra; every command, sweep and checkpoint gets it here."""
+"""Composes the configuration of a command line with Hydra; every command, sweep and checkpoint gets it here.
+
+Needs no PyTorch but to read a checkpoint, so that a mistake is told at once.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +22,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lightning_t2drl.checks import nearest
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.loop.checkpoints import resolve
-from lightning_t2drl.loop.state import KEY
-from lightning_t2drl.loop.stored import OWN, leaves, refuse_foreign, stored_sections
+from lightning_t2drl.loop.stored import KEY, OWN, leaves, refuse_foreign, stored_sections
 from lightning_t2drl.registry import locate, typed
 from lightning_t2drl.run import renamed
 from lightning_t2drl.run.choices import Nodes, file_choice, groups, no_such_choice, offered, primary
 from lightning_t2drl.run.overrides import parse, quote, read, split
 from lightning_t2drl.run.schemas import SCHEMAS, EnvConfig
-from lightning_t2drl.system.catalogue import read_catalogue
-from lightning_t2drl.system.scenario_config import CONFIG_ROOT, PARTS, refuse_idle
+from lightning_t2drl.system.catalogue import CONFIG_ROOT, read_catalogue
+from lightning_t2drl.system.keys import PARTS, refuse_idle
 
 PAIR = ("cacher", "allocator")
 STORED = "checkpoint"  # the choice of env, cacher and allocator that a checkpoint stands for
@@ -164,6 +165,8 @@ def _checkpoint(command: str, parsed: Sequence[Override], say: Callable[[str], N
     named = [o.value() for o in parsed if o.key_or_group == "checkpoint" and not o.is_sweep_override()]
     if "checkpoint" not in {field.name for field in fields(SCHEMAS[command])} or not named or named[-1] is None:
         return None
+    from lightning_t2drl.loop.checkpoints import resolve  # and with it PyTorch
+
     return resolve(str(named[-1]), say)
 
 

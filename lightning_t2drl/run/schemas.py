@@ -1,4 +1,4 @@
-"""Schemas of the composed configurations, checked before anything starts."""
+"""Schemas of the composed configurations, checked before anything starts, PyTorch included."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 from lightning_t2drl.checks import one_of, within
 from lightning_t2drl.deploy.serve import ServeConfig
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.loop.evaluation import EvaluationConfig
-from lightning_t2drl.loop.two_timescale import LoopConfig
-from lightning_t2drl.system.scenario_config import ScenarioConfig
+from lightning_t2drl.loop.keys import EvaluationConfig, LoopConfig
+from lightning_t2drl.system.keys import ScenarioConfig
 
 REFERENCES = ("rcars", "oracle")
 BUDGETS = ("tiny", "small", "full")

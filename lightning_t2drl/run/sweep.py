@@ -32,7 +32,7 @@ from lightning_t2drl.run.commands import run
 from lightning_t2drl.run.overrides import Words, expand, parse, split
 from lightning_t2drl.run.screen import console
 from lightning_t2drl.run.tables import plain_table
-from lightning_t2drl.system.scenario_config import CONFIG_ROOT
+from lightning_t2drl.system.catalogue import CONFIG_ROOT
 
 LOOK_FOR_PARENT = 1.0  # s between two checks that the parent process still lives
 

@@ -39,9 +39,13 @@ def test_mistakes_raise_and_write_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_controller_needs_no_torch():
-    code = (
-        "import sys, lightning_t2drl; from lightning_t2drl.deploy import Controller; assert 'torch' not in sys.modules"
-    )
+def test_neither_a_controller_nor_the_check_of_a_config_needs_torch():
+    code = """
+import sys, lightning_t2drl
+from lightning_t2drl.deploy import Controller
+from lightning_t2drl.run.compose import compose
+compose("train", ["experiment=t2drl", "env=cells7", "env.catalogue=mixed12"])
+assert not {"torch", "pandas", "matplotlib"} & sys.modules.keys()
+"""
     subprocess.run([sys.executable, "-c", code], check=True)
     assert set(lightning_t2drl.__all__) <= set(dir(lightning_t2drl))
