@@ -1,21 +1,23 @@
 """How long until a policy is good: `python -m benchmarks.time_to_quality --base COMMIT`.
 
-Trains this checkout's experiments, the same ones of another commit, and variants (`--vary "KEY=VALUE ..."`), run by
-run in turn, one thread each, evaluates along the way on held-out worlds, and notes when the policy first brings 95, 98
-and 99 % of what the oracle brings on the same worlds. CPU seconds are those of training alone: imports, evaluations and
-checkpoints are not counted, for either side. Writes `time_to_quality.json`, a page and a figure of the curves.
+Trains this checkout's experiments, the same ones of another commit, variants (`--vary "KEY=VALUE ..."`) and agents of
+Stable-Baselines3 (`--agent "SAC gamma=0"`), run by run in turn, one thread each, evaluates along the way on held-out
+worlds, and notes when the policy first brings 95, 98 and 99 % of what the oracle brings on the same worlds. CPU seconds
+are those of training alone: imports, evaluations and checkpoints are not counted, for any side. Writes a page, a figure
+of the curves, and `points.csv` with every evaluation. Runs that are there already, of the same code, are not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import json
+import io
 import shlex
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,11 +27,14 @@ from matplotlib.figure import Figure
 from benchmarks.measure import Spread
 from benchmarks.report import cell, origin_lines, provenance
 from benchmarks.whole_run import BASE, HERE, ROOT, name_in, run_in, worktree
+from lightning_t2drl.files import write_atomically
 from lightning_t2drl.run.api import evaluate
 from lightning_t2drl.suite.comparison import interval
 
 SHARES = (0.95, 0.98, 0.99)
 EPISODES, SEED = 100, 1_000_003
+EVALUATED = [f"evaluation.episodes={EPISODES}", f"evaluation.seed={SEED}"]
+PAGE, FIGURE, POINTS = "README.md", "time_to_quality.png", "points.csv"
 
 
 class Point(NamedTuple):
@@ -43,11 +48,23 @@ class Point(NamedTuple):
     utility: float
 
 
+class Run(NamedTuple):
+    """Which run: the commit whose code it ran, who, and with what words."""
+
+    commit: str
+    experiment: str
+    side: str
+    words: str
+
+
+Curves = Mapping[str, Mapping[str, list[list[Point]]]]  # a run's evaluations by experiment, side and seed
+AXES = {"cpu_seconds": "CPU seconds of training", "slots": "slots played", "gradient_steps": "gradient steps"}
+
+
 def train(tree: Path, experiment: str, overrides: list[str], work: Path) -> list[Point]:
     """One run in a process of its own, evaluated along the way; raises as `run_in`."""
-    words = [f"experiment={name_in(tree, experiment)}", f"output_dir={work / 'run'}", *overrides]
+    words = [f"experiment={name_in(tree, experiment)}", f"output_dir={work / 'run'}", *overrides, *EVALUATED]
     words += ["progress_bar=false", "figures=false", "evaluation.final_episodes=0"]
-    words += [f"evaluation.episodes={EPISODES}", f"evaluation.seed={SEED}"]
     # -P: this folder has a module http, which must not stand in for the library's
     clocked = [sys.executable, "-P", str(ROOT / "benchmarks/clocked.py")]
     run_in(tree, [*clocked, str(tree), str(work / "clock.csv"), *words])
@@ -60,21 +77,61 @@ def train(tree: Path, experiment: str, overrides: list[str], work: Path) -> list
     return points
 
 
+def train_agent(agent: str, experiment: str, overrides: list[str], work: Path) -> list[Point]:
+    """One run of an agent of Stable-Baselines3 in the experiment's worlds, see `benchmarks.agents`."""
+    words = [agent, str(work / "points.csv"), f"experiment={experiment}", *overrides, *EVALUATED]
+    run_in(ROOT, [sys.executable, "-m", "benchmarks.agents", *words])
+    return [_point(row) for row in csv.reader((work / "points.csv").open())]
+
+
+def _point(row: list[str]) -> Point:
+    return Point(*(int(value) for value in row[:3]), *(float(value) for value in row[3:]))
+
+
+def finished(path: Path) -> dict[Run, list[Point]]:
+    """The runs in `points.csv`."""
+    runs: dict[Run, list[Point]] = {}
+    if path.exists():
+        for row in list(csv.reader(path.open()))[1:]:
+            runs.setdefault(Run(*row[:4]), []).append(_point(row[4:]))
+    return runs
+
+
+def keep(runs: Mapping[Run, list[Point]], path: Path) -> None:
+    """Write `points.csv`, whole or not at all."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow([*Run._fields, *Point._fields])
+    table.writerows([*run, *point] for run, points in runs.items() for point in points)
+    write_atomically(path, text.getvalue())
+
+
 def reached(points: list[Point], utility: float) -> Point | None:
     """The first evaluation that reaches a utility; None where none does."""
     return next((point for point in points if point.utility >= utility), None)
 
 
 def page(
-    origin: dict[str, Any], base: str, oracle: float, runs: Mapping[str, Mapping[str, list[list[Point]]]]
+    origin: dict[str, Any], base: str | None, best: Mapping[str, float], curves: Curves, agents: bool
 ) -> list[str]:
     """The runs as lines of a Markdown page."""
+    oracle = best["oracle"]
+    other = f" Base is {base}." if base else ""
     lines = ["# Time to a good policy", "", *origin_lines(origin), ""]
     lines += [
-        f"Runs of this checkout and of {base} (base) take turns; cells are medians [quartiles] over seeds. Quality is "
-        f"the share of the oracle's utility, {oracle:.4f} per slot, on the same {EPISODES} held-out episodes.",
+        f"Runs take turns; cells are medians [quartiles] over seeds.{other} Quality is the share of the oracle's "
+        f"utility, {oracle:.4f} per slot, on the same {EPISODES} held-out episodes. Gradient steps are those of all "
+        "optimizers, CPU seconds those of training alone.",
     ]
-    for experiment, sides in runs.items():
+    if agents:
+        lines += [
+            "",
+            "Agents of Stable-Baselines3 have its default hyperparameters but for those in their names. They play the "
+            "experiment's worlds as one batch and as many slots as it, and learn the allocation alone, from flat "
+            "observations. Popular models are cached for them; with these caches the exact allocation reaches "
+            f"{best['popular'] / oracle:.2%} of the oracle, and an equal split {best['equal'] / oracle:.2%}.",
+        ]
+    for experiment, sides in curves.items():
         lines += ["", f"## {experiment}", ""]
         lines += [
             "| quality | side | seeds that reach it | frames | slots | gradient steps | CPU s | wall s |",
@@ -84,41 +141,70 @@ def page(
             found = {side: [reached(run, share * oracle) for run in of_side] for side, of_side in sides.items()}
             for side, points in found.items():
                 there = [point for point in points if point is not None]
-                cells = [
-                    cell(Spread.of([getattr(point, name) for point in there])) if there else "never"
-                    for name in ("frame", "slots", "gradient_steps", "cpu_seconds", "wall_seconds")
-                ]
-                lines.append(f"| {share:.0%} | {side} | {len(there)} of {len(points)} | {' | '.join(cells)} |")
-            for side in list(found)[1:]:
+                numbers = _cells(there) if there else "never | – | – | – | –"
+                lines.append(f"| {share:.0%} | {side} | {len(there)} of {len(points)} | {numbers} |")
+            for side in found:
+                if side == HERE or len(found[side]) != len(found.get(HERE, ())):
+                    continue
                 pairs = zip(found[side], found[HERE], strict=True)
                 ratios = [a.cpu_seconds / b.cpu_seconds for a, b in pairs if a is not None and b is not None]
                 if ratios:
                     lines.append(f"| {share:.0%} | {side} / {HERE}, by seed | {len(ratios)} | | | | "
                                  f"{cell(Spread.of(ratios))} | |")  # fmt: skip
-        ends = {side: [run[-1].utility / oracle for run in of_side] for side, of_side in sides.items()}
-        lines.append("")
-        for side, values in ends.items():
-            mean, low, high = interval(np.array(values))
-            lines.append(f"- at the end, {side}: {mean:.2%} of the oracle, interquartile mean with 95 % interval "
-                         f"[{low:.2%}, {high:.2%}] over {len(values)} seeds")  # fmt: skip
+        lines += [
+            "",
+            "At the end; the share of the oracle is the interquartile mean over seeds with its 95 % interval:",
+            "",
+            "| side | seeds | share of the oracle | frames | slots | gradient steps | CPU s | wall s |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        for side, of_side in sides.items():
+            mean, low, high = interval(np.array([run[-1].utility / oracle for run in of_side]))
+            between = f" [{low:.2%}, {high:.2%}]" if len(of_side) > 1 else ""
+            lines.append(f"| {side} | {len(of_side)} | {mean:.2%}{between} | {_cells([run[-1] for run in of_side])} |")
     return lines
 
 
-def draw(oracle: float, runs: Mapping[str, Mapping[str, list[list[Point]]]], path: Path) -> None:
-    """Quality over CPU seconds, a line per seed, a panel per experiment."""
-    figure = Figure(figsize=(4.6 * len(runs), 3.4), layout="constrained")
-    for axes, (experiment, sides) in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs.items(), strict=True):
-        for place, (side, of_side) in enumerate(sides.items()):
-            colour = f"C{place}"
-            for number, run in enumerate(of_side):
-                label = side if number == 0 else None
-                axes.plot([p.cpu_seconds for p in run], [100 * p.utility / oracle for p in run], color=colour,
-                          linewidth=1, label=label)  # fmt: skip
-        for share in SHARES:
-            axes.axhline(100 * share, color="black", linewidth=0.5, linestyle=":")
-        axes.set(title=experiment, xlabel="CPU seconds of training", ylabel="utility, % of the oracle", ylim=(90, 100))
-        axes.legend(loc="lower right", frameon=False)
+def _cells(points: list[Point]) -> str:
+    names = ("frame", "slots", "gradient_steps", "cpu_seconds", "wall_seconds")
+    return " | ".join(cell(Spread.of([getattr(point, name) for point in points])) for name in names)
+
+
+def draw(best: Mapping[str, float], curves: Curves, agents: bool, path: Path) -> None:
+    """Quality over what it costs, a line per seed, a row of panels per experiment."""
+    figure = Figure(figsize=(12, 3.6 * len(curves)), layout="constrained")
+    rows = figure.subplots(len(curves), len(AXES), squeeze=False, sharey="row")
+    for panels, (experiment, sides) in zip(rows, curves.items(), strict=True):
+        ends = [100 * run[-1].utility / best["oracle"] for of_side in sides.values() for run in of_side]
+        for axes, (name, label) in zip(panels, AXES.items(), strict=True):
+            for place, (side, of_side) in enumerate(sides.items()):
+                for number, run in enumerate(of_side):
+                    quality = [100 * point.utility / best["oracle"] for point in run]
+                    axes.plot([getattr(point, name) for point in run], quality, color=f"C{place}", linewidth=1,
+                              label=side if number == 0 else None)  # fmt: skip
+            for share in SHARES:
+                axes.axhline(100 * share, color="black", linewidth=0.5, linestyle=":")
+            if agents:
+                axes.axhline(100 * best["popular"] / best["oracle"], color="grey", linewidth=1, linestyle="--",
+                             label="popular caches, exact allocation")  # fmt: skip
+            axes.set(xlabel=label, ylim=(min(90, np.floor(min(ends)) - 2), 100.5), xlim=(0, None))
+        panels[0].set(title=experiment, ylabel="utility, % of the oracle")
+        panels[-1].legend(loc="lower right", frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
+
+
+def references(agents: bool, work: Path) -> dict[str, float]:
+    """Mean utility per slot of the oracle, and with popular caches of the exact and the equal allocation."""
+    pairs = {"oracle": ("oracle", "exact")}
+    if agents:
+        pairs |= {"popular": ("popular", "exact"), "equal": ("popular", "equal")}
+    found = {}
+    for name, (cacher, allocator) in pairs.items():
+        words = {"episodes": EPISODES, "seed": SEED, "references": [], "output_dir": str(work / name)}
+        played = evaluate(cacher=cacher, allocator=allocator, **words)
+        rows = played.schemes.set_index(["scheme", "metric"])["mean"]
+        found[name] = float(rows[played.name, "utility"])
+    return found
 
 
 def main(arguments: list[str]) -> str:
@@ -126,10 +212,12 @@ def main(arguments: list[str]) -> str:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.time_to_quality", description=__doc__.splitlines()[0])
     parser.add_argument("--base", metavar="COMMIT", help="what to compare with; left out: this checkout alone")
     parser.add_argument("--vary", action="append", default=[], metavar="WORDS", help="also this checkout with these")
+    parser.add_argument("--agent", action="append", default=[], metavar="WORDS",
+                        help="also an agent of Stable-Baselines3 and its arguments, such as 'SAC gamma=0'")  # fmt: skip
     parser.add_argument("--experiment", default="quickstart,t2drl", metavar="A,B", help="default %(default)s")
     parser.add_argument("--seeds", type=int, default=5, help="default %(default)s")
     parser.add_argument("--output", type=Path, default=Path("runs/time_to_quality"), help="default %(default)s")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for both sides, such as frames=120")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for all sides, such as frames=120")
     parsed = parser.parse_args(arguments)
     said = [word for word, before in zip(arguments, ["", *arguments], strict=False) if "--output" not in (word, before)]
     origin = provenance(shlex.join(["python", "-m", "benchmarks.time_to_quality", *said])) | {"threads": 1}
@@ -138,35 +226,37 @@ def main(arguments: list[str]) -> str:
     frame_by_frame = [] if any(w.startswith("evaluation.every") for w in parsed.overrides) else [
         "evaluation.every_n_frames=5"
     ]  # fmt: skip
-    with tempfile.TemporaryDirectory() as work:
-        best = evaluate(cacher="oracle", allocator="exact", episodes=EPISODES, seed=SEED, output_dir=f"{work}/oracle")
-        rows = best.schemes.set_index(["scheme", "metric"])["mean"]
-        oracle = float(rows[best.name, "utility"])
-        runs: dict[str, dict[str, list[list[Point]]]] = {}
-        with worktree(parsed.base or "HEAD") as base:
-            contenders = {HERE: (ROOT, [])} | ({BASE: (base, [])} if parsed.base else {})
-            contenders |= {words: (ROOT, words.split()) for words in parsed.vary}
-            for experiment in parsed.experiment.split(","):
-                runs[experiment] = {side: [] for side in contenders}
-                for seed in range(parsed.seeds):
-                    for number, side in list(enumerate(contenders))[:: 1 if seed % 2 else -1]:
-                        place = Path(work, f"{experiment}-{seed}-{number}")
-                        place.mkdir()
-                        tree, own = contenders[side]
-                        words = [f"seed={seed}", *frame_by_frame, *own, *parsed.overrides]
-                        run = train(tree, experiment, words, place)
-                        runs[experiment][side].append(run)
-                        last = run[-1]
-                        print(f"{experiment}, seed {seed}, {side}: {last.utility / oracle:.2%} of the oracle after "
-                              f"{last.cpu_seconds:.0f} CPU s", flush=True)  # fmt: skip
-                    content = {"provenance": origin, "base": parsed.base, "oracle": oracle, "columns": Point._fields}
-                    (parsed.output / "time_to_quality.json").write_text(
-                        json.dumps(content | {"runs": runs}, indent=1) + "\n"
-                    )
-                    lines = page(origin, parsed.base or "no other", oracle, runs)
-                    draw(oracle, runs, parsed.output / "time_to_quality.png")
-                    text = "\n".join([*lines, "", "![Quality over CPU seconds](time_to_quality.png)"]) + "\n"
-                    (parsed.output / "time_to_quality.md").write_text(text)
+    runs, curves, agents = finished(parsed.output / POINTS), {}, bool(parsed.agent)
+    with tempfile.TemporaryDirectory() as work, worktree(parsed.base or "HEAD") as base:
+        best = references(agents, Path(work))
+        here = origin["commit"]
+        # whose code, the words of its own, and what trains it
+        contenders: dict[str, tuple[str, list[str], Callable[..., list[Point]]]] = {
+            HERE: (here, [], partial(train, ROOT))
+        }
+        if parsed.base:
+            contenders[BASE] = parsed.base, [], partial(train, base)
+        contenders |= {words: (here, words.split(), partial(train, ROOT)) for words in parsed.vary}
+        contenders |= {agent: (here, [], partial(train_agent, agent)) for agent in parsed.agent}
+        for experiment in parsed.experiment.split(","):
+            curves[experiment] = {side: [] for side in contenders}
+            for seed in range(parsed.seeds):
+                for side in list(contenders)[:: 1 if seed % 2 else -1]:
+                    code, own, training = contenders[side]
+                    words = [f"seed={seed}", *frame_by_frame, *own, *parsed.overrides]
+                    run = Run(code, experiment, side, shlex.join(words))
+                    if run not in runs:
+                        with tempfile.TemporaryDirectory(dir=work) as place:
+                            runs[run] = training(experiment, words, Path(place))
+                        keep(runs, parsed.output / POINTS)
+                    curves[experiment][side].append(runs[run])
+                    last = runs[run][-1]
+                    print(f"{experiment}, seed {seed}, {side}: {last.utility / best['oracle']:.2%} of the oracle after "
+                          f"{last.cpu_seconds:.0f} CPU s", flush=True)  # fmt: skip
+                draw(best, curves, agents, parsed.output / FIGURE)
+                lines = page(origin, parsed.base, best, curves, agents)
+                text = "\n".join([*lines, "", f"![Quality over what it costs]({FIGURE})"]) + "\n"
+                (parsed.output / PAGE).write_text(text)
     return text
 
 

@@ -273,8 +273,11 @@ class View:
         self.shown = {"slot": self.slots, "position": position, "cells": cells, "served": served}
 
     def _observation(self) -> dict[str, Array] | Array:
-        """Arrays of all worlds."""
-        cells, wanted = self.cells, self.fields
+        return self.see(self.cells, self.slots % self.scenario.slots_per_frame == 0)
+
+    def see(self, cells: Mapping[str, Any], frame_start: bool = False) -> dict[str, Array] | Array:
+        """What agents see of cells [N, B] as `EdgeAIGCEnv` observes them: arrays of all N worlds, of any N."""
+        wanted = self.fields
         fields = {name: cells[name] for name in wanted if name in cells}
         if "users" in wanted:
             rows = self.users(self.scenario, situation(cells))["features"].clamp(-LIMIT, LIMIT)
@@ -282,8 +285,7 @@ class View:
         if "load" in wanted:
             fields["load"] = cells["load"].clamp(0.0, LIMIT)
         if "frame_start" in wanted:
-            starts = self.slots % self.scenario.slots_per_frame == 0
-            fields["frame_start"] = torch.full((self.worlds.count, self.scenario.cells, 1), starts)
+            fields["frame_start"] = torch.full((*cells["cache"].shape[:2], 1), frame_start)
         if not self.flat:
             one = self.joint and not self._leading
             fields = {name: value.squeeze(1) if one else value for name, value in fields.items()}
