@@ -102,6 +102,7 @@ def origin_lines(origin: dict[str, Any]) -> list[str]:
         f"- command: `{o['command']}`",
         f"- commit {o['commit']}, {o['date']}",
         f"- {o['cpu']} ({o['vendor']}, {o['instructions']}), {o['machine']} with {o['cores']} cores, {o['system']}",
+        *([f"- {o['gpu']}"] if "gpu" in o else []),
         f"- Python {o['python']}, torch {o['torch']} ({o['libraries']}), {o['threads']} thread",
     ]
 

@@ -145,13 +145,13 @@ class Play:
 
     KEPT = 8
 
-    def __init__(self, scenario: Scenario, num_envs: int) -> None:
+    def __init__(self, scenario: Scenario, num_envs: int, device: str = "cpu") -> None:
         self.scenario = scenario
-        self.env = EdgeAIGCEnv(scenario, num_envs, seed=0)
-        generator = torch.Generator().manual_seed(0)
+        self.env = EdgeAIGCEnv(scenario, num_envs, 0, device)
+        generator = torch.Generator(device).manual_seed(0)
         cells = (self.KEPT, num_envs, scenario.cells)
-        self.caches = torch.rand(*cells, scenario.models, generator=generator) < 0.5
-        self.raws = 2 * torch.rand(*cells, scenario.users, 2, generator=generator) - 1
+        self.caches = torch.rand(*cells, scenario.models, generator=generator, device=device) < 0.5
+        self.raws = 2 * torch.rand(*cells, scenario.users, 2, generator=generator, device=device) - 1
         self.slot = 0
 
     def step(self) -> TensorDict:
@@ -178,9 +178,9 @@ def transitions(policy: Allocator, scenario: Scenario, rows: int, num_envs: int 
     return out
 
 
-def filled_replay(batches: list[TensorDict]) -> Replay:
+def filled_replay(batches: list[TensorDict], device: str = "cpu") -> Replay:
     """The project's buffer with these transitions."""
-    replay = Replay(sum(len(batch) for batch in batches), 0, "cpu")
+    replay = Replay(sum(len(batch) for batch in batches), 0, device)
     for batch in batches:
         replay.extend(batch)
     return replay

@@ -20,7 +20,7 @@ class Replay:
 
     def __init__(self, capacity: int, seed: int, device: torch.device | str) -> None:
         self.capacity = capacity
-        device = torch.device(device)
+        self.device = device = torch.device(device)
         self._buffer = ReplayBuffer(
             storage=LazyTensorStorage(capacity, device=device),
             sampler=RandomSampler(),
@@ -32,7 +32,8 @@ class Replay:
 
     def extend(self, transition: TensorDict) -> None:
         """Add transitions [*]; all leading dims become rows."""
-        self._buffer.extend(transition.reshape(-1))
+        # Rows that say where they are get indices made there; else TorchRL makes them on the CPU, and a GPU waits.
+        self._buffer.extend(transition.reshape(-1).to(self.device))
 
     def sample(self, batch_size: int) -> TensorDict:
         """A uniform batch [batch_size]."""
