@@ -68,14 +68,29 @@ def test_torchrl_ppo():
     assert all(math.isfinite(utility) for utility in found.values())
 
 
-def test_stable_baselines3_sac():
-    found = importlib.import_module("stable_baselines3_sac").main(steps=20, episodes=1)
-    assert all(math.isfinite(utility) for utility in found.values())
+@pytest.mark.parametrize("agent", ["SAC", "PPO", "DQN"])
+def test_stable_baselines3_agents(agent):
+    script = importlib.import_module("stable_baselines3_agents")
+    script.AGENTS["PPO"][2].update(n_steps=2, batch_size=4)
+    script.AGENTS["DQN"][2].update(learning_starts=1)
+    found = script.main(agent, steps=2 if agent == "DQN" else 8, episodes=1, num_envs=2)
+    assert set(found) == {"popular, equal", agent} and all(math.isfinite(utility) for utility in found.values())
+
+
+def test_rllib_ppo():
+    pytest.importorskip("ray.rllib", reason="RLlib is not installed: it pins another Gymnasium")
+    found = importlib.import_module("rllib_ppo").main(rounds=1, slots=8, frames_per_episode=2, slots_per_frame=2)
+    assert set(found) == {"one cell", "three cells"} and all(math.isfinite(utility) for utility in found.values())
 
 
 def test_every_script_is_run_here():
     scripts = {path.stem for path in EXAMPLES.glob("*.py")} - {"mine"}
     assert scripts <= set(Path(__file__).read_text().split('"'))
+
+
+def test_other_peoples_agents_take_few_lines():
+    files = ("stable_baselines3_agents", "torchrl_collector", "torchrl_ppo", "rllib_ppo")
+    assert sum(len((EXAMPLES / f"{name}.py").read_text().splitlines()) for name in files) <= 300
 
 
 def test_notebook():

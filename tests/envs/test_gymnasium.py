@@ -1,8 +1,6 @@
 """The Gymnasium views: spaces, seeds, the same rewards as the loop's, vectors, pictures, one-line errors."""
 
-import runpy
 import warnings
-from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -23,7 +21,6 @@ from lightning_t2drl.system.caching import fits
 from lightning_t2drl.system.scenario_config import CONFIG_ROOT
 
 TINY = {"users": 4, "frames_per_episode": 3, "slots_per_frame": 2}
-EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def make(**arguments):
@@ -146,6 +143,8 @@ def test_a_trained_policy_is_handed_over_as_an_object():
 def test_caches_that_fit_are_numbered_for_agents_with_discrete_actions():
     env = CacheIndex(make(decides="cache"))
     check_env(env, skip_render_check=True)
+    check_env_of_sb3(env, skip_render_check=True)
+    assert env.action_space.n == 360  # as docs/how-to/gymnasium.md says
     assert fits(env.unwrapped.view.scenario, torch.as_tensor(env.caches, dtype=torch.bool)).all()
     env.reset(seed=0)
     seen = env.step(env.action_space.n - 1)[0]
@@ -205,11 +204,6 @@ def test_impossible_actions_are_refused():
         env.unwrapped.step(np.zeros(6))
     with pytest.raises(NonFiniteError):
         env.unwrapped.step(np.full((4, 2), np.nan))
-
-
-def test_example_of_stable_baselines3():
-    found = runpy.run_path(str(EXAMPLES / "stable_baselines3_sac.py"))["main"](steps=24, episodes=1)
-    assert set(found) == {"equal split", "SAC"} and all(-1 < value < 1 for value in found.values())
 
 
 def test_compiled_or_not_an_agent_sees_the_same():
