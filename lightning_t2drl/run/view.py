@@ -71,7 +71,8 @@ def run_view(composed: Composed) -> View:
         title, records = "records", Path(config.records[0]) if config.records else directory / "records"
         if not config.records:
             title, scenario, cacher, allocator = load_policies(composed)
-            with Recorder(records, scenario, config.episodes) as recorder:
+            oracle = OracleCacher(scenario, OracleConfig(slots=config.oracle_slots)) if config.oracle_slots else None
+            with Recorder(records, scenario, config.episodes, oracle) as recorder:
                 evaluate(scenario, cacher, allocator, config.episodes, config.seed, watch=recorder)
         with Progress(console=screen, transient=True, disable=not config.progress_bar) as progress:
             task = progress.add_task("solving", total=1)
@@ -126,6 +127,7 @@ class Played:
     attached: Tensor  # bool [S, N, B, U]
     cache: Tensor  # bool [F, N, B, M]
     state: Tensor  # popularity state, int64 [F, N, B]
+    oracle: Tensor | None  # the oracle's caches, as `cache`, where they were recorded
 
 
 def read_played(directory: Path, episodes: int) -> Played:
@@ -158,11 +160,29 @@ def read_played(directory: Path, episodes: int) -> Played:
     attached = torch.zeros(shape, dtype=torch.bool).index_put_(place, torch.tensor(True))
     count = len(frames) // (n * s.cells)
     frames = frames.sort_values(["frame", "world", "cell"])
-    cache = torch.zeros(len(frames), s.models, dtype=torch.bool)
-    for row, held in enumerate(frames["cache"]):
-        cache[row, torch.as_tensor(np.asarray(held, dtype=np.int64))] = True
     state = torch.tensor(frames["popularity_state"].to_numpy()).long()
-    return Played(s, columns, attached, cache.view(count, n, s.cells, -1), state.view(count, n, s.cells))
+    place_of_frame = count, n, s.cells
+
+    def caches(name: str) -> Tensor:
+        held = torch.zeros(len(frames), s.models, dtype=torch.bool)
+        for row, models in enumerate(frames[name]):
+            held[row, torch.tensor(models, dtype=torch.long)] = True
+        return held.view(*place_of_frame, s.models)
+
+    oracle = None if frames["oracle_cache"].isna().any() else caches("oracle_cache")
+    return Played(s, columns, attached, caches("cache"), state.view(place_of_frame), oracle)
+
+
+def oracle_of(played: Played, slots: int) -> Tensor | None:
+    """The oracle's caches, bool [F, N, B, M]: as recorded, else found on `slots` slots; None: left out or unknown."""
+    if not slots:
+        return None
+    if played.oracle is not None or played.scenario.recorded_demand:
+        return played.oracle
+    try:
+        return OracleCacher(played.scenario, OracleConfig(slots=slots)).caches.of(played.state)
+    except UserError:  # more caches than can be compared
+        return None
 
 
 # -- what was lost, and why
@@ -242,13 +262,7 @@ def page_content(
     """
     played = read_played(directory, episodes)
     s = played.scenario
-    oracle = None
-    if oracle_slots:
-        try:
-            caches = OracleCacher(s, OracleConfig(slots=oracle_slots)).caches
-            oracle = caches.of(played.state)
-        except UserError:  # more caches than can be compared
-            oracle = None
+    oracle = oracle_of(played, oracle_slots)
     solved = []
     for found in solve(played, oracle):
         solved.append(found)

@@ -7,10 +7,11 @@ import shutil
 import subprocess
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.loop.records import read_records
+from lightning_t2drl.loop.records import FILES, read_records
 from lightning_t2drl.run.commands import run
 from lightning_t2drl.run.view import LOSSES, read_scenario
 from lightning_t2drl.system import load_scenario
@@ -59,6 +60,22 @@ def test_the_page_holds_what_was_played_and_needs_no_network(view):
     page = view.page.read_text()
     body = page[: page.index("<script>")] + page[page.index("</script>") :]
     assert not re.search(r"(src|href)=\"?http", body)
+
+
+def test_the_oracles_caches_are_those_recorded(view, tmp_path):
+    slots, frames = (view.page.parent / "records" / name for name in FILES)
+    table = pd.read_parquet(frames)
+
+    def shown(content):
+        where = zip(table["world"], table["frame"], table["cell"], strict=True)
+        return [content["oracle"][world][frame][cell] for world, frame, cell in where]
+
+    assert shown(content_of(view)) == [list(models) for models in table["oracle_cache"]]
+    (tmp_path / slots.name).symlink_to(slots)
+    table["oracle_cache"] = [[row % 3] for row in range(len(table))]
+    table.to_parquet(tmp_path / frames.name)
+    again = run("view", [str(tmp_path), f"output_dir={tmp_path}/again", "progress_bar=false", "oracle_slots=8"])
+    assert shown(content_of(again)) == table["oracle_cache"].tolist()
 
 
 def test_scenarios_come_back_from_records():
