@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
-from torchrl.data import LazyTensorStorage, RandomSampler, ReplayBuffer
+from torch import Tensor
+from torchrl.data import LazyTensorStorage, RandomSampler, ReplayBuffer, RoundRobinWriter
 
 
 class Replay:
@@ -20,10 +21,11 @@ class Replay:
 
     def __init__(self, capacity: int, seed: int, device: torch.device | str) -> None:
         self.capacity = capacity
-        self.device = device = torch.device(device)
+        device = torch.device(device)
         self._buffer = ReplayBuffer(
             storage=LazyTensorStorage(capacity, device=device),
             sampler=RandomSampler(),
+            writer=SliceWriter(),
             generator=torch.Generator(device=device).manual_seed(seed),
         )
 
@@ -32,8 +34,7 @@ class Replay:
 
     def extend(self, transition: TensorDict) -> None:
         """Add transitions [*]; all leading dims become rows."""
-        # Rows that say where they are get indices made there; else TorchRL makes them on the CPU, and a GPU waits.
-        self._buffer.extend(transition.reshape(-1).to(self.device))
+        self._buffer.extend(transition.reshape(-1))
 
     def sample(self, batch_size: int) -> TensorDict:
         """A uniform batch [batch_size]."""
@@ -52,3 +53,17 @@ class Replay:
             count = len(next(iter(rows.values())))
             self._buffer.extend(TensorDict(rows, batch_size=[count]).unflatten_keys("."))
         self._buffer.load_state_dict(state | {"_storage": self._buffer.state_dict()["_storage"]})
+
+
+class SliceWriter(RoundRobinWriter):
+    """TorchRL's round robin where rows that lie side by side are one slice: it would ask a GPU for the last index."""
+
+    def extend(self, data: TensorDict) -> Tensor:
+        start: int = self._cursor  # type: ignore[has-type]
+        count, size = len(data), self._storage.max_size
+        if start + count > size:
+            return super().extend(data)
+        self._cursor = (start + count) % size
+        self._write_count += count
+        self._storage.set(slice(start, start + count), data)
+        return torch.arange(start, start + count)
