@@ -4,7 +4,7 @@ Trains this checkout's experiments, the same ones of another commit, variants (`
 Stable-Baselines3 (`--agent "SAC gamma=0"`), run by run in turn, one thread each, evaluates along the way on held-out
 worlds, and notes when the policy first brings 95, 98 and 99 % of what the oracle brings on the same worlds. CPU seconds
 are those of training alone: imports, evaluations and checkpoints are not counted, for any side. Writes a page, a figure
-of the curves, and `points.csv` with every evaluation. Runs that are there already, of the same code, are not repeated.
+of the curves, and `points.csv` with every evaluation, after each run. Runs that are there, of the same code, are kept.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -227,7 +228,7 @@ def main(arguments: list[str]) -> str:
         "evaluation.every_n_frames=5"
     ]  # fmt: skip
     runs, curves, agents = finished(parsed.output / POINTS), {}, bool(parsed.agent)
-    with tempfile.TemporaryDirectory() as work, worktree(parsed.base or "HEAD") as base:
+    with tempfile.TemporaryDirectory() as work, worktree(parsed.base) if parsed.base else nullcontext(ROOT) as base:
         best = references(agents, Path(work))
         here = origin["commit"]
         # whose code, the words of its own, and what trains it
@@ -253,10 +254,11 @@ def main(arguments: list[str]) -> str:
                     last = runs[run][-1]
                     print(f"{experiment}, seed {seed}, {side}: {last.utility / best['oracle']:.2%} of the oracle after "
                           f"{last.cpu_seconds:.0f} CPU s", flush=True)  # fmt: skip
-                draw(best, curves, agents, parsed.output / FIGURE)
-                lines = page(origin, parsed.base, best, curves, agents)
-                text = "\n".join([*lines, "", f"![Quality over what it costs]({FIGURE})"]) + "\n"
-                (parsed.output / PAGE).write_text(text)
+                    there = {name: {s: of for s, of in sides.items() if of} for name, sides in curves.items()}
+                    draw(best, there, agents, parsed.output / FIGURE)
+                    lines = page(origin, parsed.base, best, there, agents)
+                    text = "\n".join([*lines, "", f"![Quality over what it costs]({FIGURE})"]) + "\n"
+                    (parsed.output / PAGE).write_text(text)
     return text
 
 

@@ -32,8 +32,8 @@ def test_runs_that_are_there_are_not_repeated(tmp_path, monkeypatch):
     monkeypatch.setattr(time_to_quality, "train_agent", train)
     monkeypatch.setattr(time_to_quality, "references", lambda *_: {"oracle": 0.6, "popular": 0.594, "equal": 0.48})
     words = ["--experiment", "quickstart", "--agent", "SAC", "--output", str(tmp_path), "frames=5"]
-    main([*words, "--seeds", "1"])
-    assert len(done) == 2
+    first = main([*words, "--seeds", "1"])
+    assert len(done) == 2 and "| SAC | 1 | 96.00% |" in first
     page = main([*words, "--seeds", "2"])
     assert len(done) == 4 and len(set(done)) == 4
     assert page == (tmp_path / PAGE).read_text()
