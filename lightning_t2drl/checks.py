@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -42,6 +43,11 @@ def one_of(section: str, config: Any, **choices: Iterable[str]) -> None:
 
 def _refusal(section: str, key: str, text: str) -> UserError:
     return UserError(f"{section}.{key}: {text}") if section else Misfit(f"{key}: {text}")
+
+
+def listing(names: Iterable[str], width: int = 80) -> str:
+    """Names as far as one line takes them."""
+    return textwrap.shorten(", ".join(names), width, placeholder=" ...")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

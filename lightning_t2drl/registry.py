@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, get_type_hints
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from lightning_t2drl.checks import Misfit, nearest
@@ -39,9 +40,7 @@ def typed(schema: type, values: Mapping[str, Any], key: str) -> Any:
     """
     values = {name: _rows_of_floats(value) for name, value in values.items()}
     try:
-        config = OmegaConf.structured(schema)
-        config.merge_with(values)  # OmegaConf.merge would copy the schema first
-        return OmegaConf.to_object(config)
+        return OmegaConf.to_object(OmegaConf.merge(_structured(schema), values))
     except Misfit as error:
         raise UserError(f"{key}.{error}" if key else str(error)) from None
     except OmegaConfBaseException as error:
@@ -57,6 +56,12 @@ def typed(schema: type, values: Mapping[str, Any], key: str) -> Any:
             kind = hint.__name__ if isinstance(hint, type) else hint
             reason = f"{value!r} is not {f'a group of {_keys(hint)}' if dataclasses.is_dataclass(hint) else kind}"
         raise UserError(f"{name}: {reason.replace('typing.List', 'list').replace('[typing.Any]', '')}") from None
+
+
+@functools.lru_cache(maxsize=64)
+def _structured(schema: type) -> DictConfig:
+    """OmegaConf's form of a dataclass, to be copied: making one takes longer than all that is done with it."""
+    return OmegaConf.structured(schema)
 
 
 def _rows_of_floats(value: Any) -> Any:
@@ -75,7 +80,7 @@ def _culprit(schema: Any, values: Mapping[str, Any]) -> tuple[str, Any, Any]:
     """
     for key, value in values.items():
         try:
-            OmegaConf.merge(OmegaConf.structured(schema), {key: value})
+            OmegaConf.merge(_structured(schema), {key: value})
         except OmegaConfBaseException:
             nested = get_type_hints(schema).get(key)
             if isinstance(value, Mapping) and dataclasses.is_dataclass(nested):

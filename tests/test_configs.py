@@ -91,12 +91,17 @@ def test_composed_defaults_are_the_schemas(command):
                 check(field.default_factory, value, f"{where}.{field.name}")
 
     check(SCHEMAS[command], plain(command=command), command)
-    for group in ("suite",) if command == "benchmark" else groups(command) if command == "train" else ():
-        for choice in options(group):
-            composed = compose(command, [f"{group}={choice}"])
-            check(SCHEMAS[command], composed.plain, f"{group}={choice}")
-            if command == "train" and group in ("env", "cacher", "allocator"):
-                build_policies(composed.config.env, composed.config.cacher, composed.config.allocator)
+    if command not in ("benchmark", "train"):
+        return
+    chosen = {group: list(options(group)) for group in groups(command) if group != "experiment"}
+    for number in range(max(map(len, chosen.values()))):  # one of each group at a time: they are apart from each other
+        words = [f"{group}={choices[number % len(choices)]}" for group, choices in chosen.items()]
+        composed = compose(command, words)
+        check(SCHEMAS[command], composed.plain, words)
+        if command == "train":
+            build_policies(composed.config.env, composed.config.cacher, composed.config.allocator)
+    for choice in options("experiment") if command == "train" else ():
+        check(SCHEMAS[command], plain(f"experiment={choice}"), choice)
 
 
 def test_published_figures_and_links_exist():
@@ -231,7 +236,7 @@ def test_words_act_on_the_checkpoints_config(checkpoint):
 
 
 def test_a_checkpoint_is_plain_data_and_names_no_class_that_is_not_trusted(checkpoint, monkeypatch):
-    from lightning_t2drl.run import compose as module
+    from lightning_t2drl.loop import checkpoints as module
 
     def altered(key, value):
         def resolve(path, say):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,11 @@ LAUNCHER_EXTRAS = {"submitit_local": "slurm", "submitit_slurm": "slurm", "ray": 
 
 def primary(command: str) -> Any:
     """The config of a command as its file has it."""
+    return copy.deepcopy(_read(command))
+
+
+@functools.cache
+def _read(command: str) -> Any:
     return OmegaConf.to_container(OmegaConf.load(CONFIG_ROOT / f"{command}.yaml"))
 
 

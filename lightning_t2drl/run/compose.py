@@ -17,10 +17,10 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from lightning_t2drl.checks import nearest
+from lightning_t2drl.checks import listing, nearest
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.loop.stored import KEY, OWN, leaves, refuse_foreign, stored_sections
 from lightning_t2drl.registry import locate, typed
@@ -37,6 +37,7 @@ TARGET = "_target_"
 SEARCHPATH = "hydra.searchpath"
 # `channel=umi` and `env.channel=umi` choose as `env/channel=umi` does.
 SHORT = {f"{start}{part}": f"env/{part}" for part in PARTS for start in ("", "env.")}
+REFUSALS = (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError)
 OPEN = ("env.demand.columns", "env.mobility.columns")  # groups of keys of the user's own
 
 Plain = dict[str, Any]
@@ -45,12 +46,23 @@ Result = tuple[Plain, dict[str, str]]  # a composed config, and what was chosen 
 
 @dataclass(frozen=True)
 class Word:
-    """A word as typed, its key (with dots), whether it chooses from a group, and what Hydra gets for it."""
+    """A word as typed.
+
+    Args:
+        override: it, in Hydra's grammar.
+        key: with dots.
+        choice: what Hydra gets for it, of a word that chooses from a group; None of one on a key.
+        new: whether the key need not be there yet.
+    """
 
     override: Override
     key: str
-    chooses: bool
-    sent: str
+    choice: str | None = None
+    new: bool = False
+
+    @property
+    def chooses(self) -> bool:
+        return self.choice is not None
 
     @property
     def target(self) -> bool:
@@ -114,10 +126,14 @@ def compose(command: str, arguments: Sequence[str], say: Callable[[str], None] =
 
     def run(some: Sequence[Word]) -> Result:
         begun = [f"{section}={STORED}" for section in stored if not any(w.chooses and w.key == section for w in some)]
-        sent = [*begun, *(word.sent for word in some)]
-        if nodes or directories or any("${" in word for word in sent):
-            return _hydra(command, sent, directories)
-        return copy.deepcopy(_shipped(command, tuple(sent)))
+        config, choices = chosen((*begun, *(word.choice for word in some if word.choice is not None)))
+        return _with_values(config, [word for word in some if not word.chooses]), choices
+
+    @functools.cache
+    def chosen(choices: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
+        if nodes or directories or any("${" in choice for choice in choices):
+            return _hydra(command, choices, directories)
+        return _shipped(command, choices)
 
     with offered(nodes):
         try:
@@ -197,18 +213,14 @@ def _words(command: str, parsed: Sequence[Override], directories: Sequence[str],
             name, line = SHORT[name], str(override.input_line)
         chooses = name in known or "/" in name
         if chooses:
-            line = _choice(name, override, known, directories, nodes)
             words = [word for word in words if word.override.key_or_group != name]
-        words.append(Word(override, name.replace("/", "."), chooses, line))
+        choice = _choice(name, override, known, directories, nodes) if chooses else None
+        words.append(Word(override, name.replace("/", "."), choice))
     # The keys of a class that the user names are not yet known here: they may be new.
     sections = [word.key.removesuffix(f".{TARGET}") for word in words if word.target]
     sections += OPEN
     return [
-        replace(word, sent=f"++{word.sent}")
-        if not word.chooses
-        and word.sent[0] not in "+~"
-        and (any(word.under(section) for section in sections) or _of_an_entry(command, word.key))
-        else word
+        replace(word, new=any(word.under(section) for section in sections) or _of_an_entry(command, word.key))
         for word in words
     ]
 
@@ -267,18 +279,17 @@ class _NoSuchKeyError(Exception):
     """A word on a key that the composed config does not have."""
 
 
-@functools.lru_cache(maxsize=256)
-def _shipped(command: str, words: tuple[str, ...]) -> Result:
-    """What shipped files and these words alone compose: the same at any time."""
-    return _hydra(command, list(words), ())
+@functools.lru_cache(maxsize=64)
+def _shipped(command: str, choices: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
+    """What shipped files and these choices alone compose: the same at any time."""
+    return _hydra(command, choices, ())
 
 
-def _hydra(command: str, words: list[str], directories: Sequence[str]) -> Result:
-    """Compose; a user's directories come before the shipped one.
+def _hydra(command: str, words: Sequence[str], directories: Sequence[str]) -> tuple[DictConfig, dict[str, str]]:
+    """Compose what is chosen, and name the choices; a user's directories come before the shipped one.
 
     Raises:
-        _NoSuchKeyError: a word changes a key that is not there.
-        UserError: anything else that Hydra or OmegaConf cannot do, in one line.
+        UserError: anything that Hydra or OmegaConf cannot do, in one line.
     """
     local = [entry for entry in directories if "://" not in entry]
     main, *others = [*local, str(CONFIG_ROOT)]
@@ -290,30 +301,71 @@ def _hydra(command: str, words: list[str], directories: Sequence[str]) -> Result
     GlobalHydra.instance().clear()
     try:
         with offered(nodes), hydra.initialize_config_dir(main, version_base="1.3"):
-            composed = hydra.compose(command, overrides=words, return_hydra_config=True)
+            composed = hydra.compose(command, overrides=list(words), return_hydra_config=True)
             choices = dict(composed.hydra.runtime.choices)
             with open_dict(composed):
                 del composed["hydra"]
-            plain: Any = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except RecursionError:
         raise UserError("defaults: files of configs build on each other in a circle") from None
-    except (HydraException, OmegaConfBaseException, ValueError, TypeError, AssertionError) as error:
+    except REFUSALS as error:
         raise _explained(error, directories) from None
-    return plain, choices
+    return composed, choices
+
+
+def _with_values(chosen: DictConfig, words: Sequence[Word]) -> Plain:
+    """A composed config as plain data, with what words say of its keys.
+
+    Hydra would do the same after every composition; apart from it, jobs with the same choices are composed once.
+
+    Raises:
+        _NoSuchKeyError: a word changes a key that is not there.
+        UserError: anything else that OmegaConf cannot do, in one line.
+    """
+    config = copy.deepcopy(chosen)
+    for word in words:
+        try:
+            _set(config, word)
+        except (ConfigAttributeError, ConfigKeyError) as error:  # of a mapping, the entry that is not there
+            inner = str(error.full_key or "")
+            raise _NoSuchKeyError(inner if inner.startswith(f"{word.key}.") else word.key) from None
+        except OmegaConfBaseException:
+            raise UserError(f"{word.key}: a group of keys stands there; set the keys in it") from None
+        except REFUSALS as error:
+            raise _explained(error, ()) from None
+    try:
+        plain: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except REFUSALS as error:
+        raise _explained(error, ()) from None
+    return plain
+
+
+def _set(config: DictConfig, word: Word) -> None:
+    """Change, add or delete a key."""
+    override, value = word.override, word.override.value()
+    present = OmegaConf.select(config, word.key)
+    if override.is_delete():
+        if present is None:
+            raise _NoSuchKeyError(word.key)
+        if value is not None and value != present:
+            raise UserError(f"{override.input_line}: its value is {present}; ~{word.key} leaves it out")
+        path, _, last = word.key.rpartition(".")
+        owner: Any = OmegaConf.select(config, path) if path else config
+        with open_dict(config):
+            del owner[last]
+    elif override.is_add() and present is not None and not isinstance(value, (dict, list)):
+        raise UserError(f"{override.input_line}: the key is there already; leave out the +")
+    else:
+        new = word.new or override.is_add() or override.is_force_add()
+        OmegaConf.update(config, word.key, value, force_add=new)
 
 
 def _explained(error: Exception, directories: Sequence[str]) -> Exception:
     """Hydra's message of many lines in one: the key or group, and the choices."""
     text = str(error)
-    if missing := re.search(r"Could not find '(.+)/(.+)'", text):
+    if missing := re.search(r"Could not find '(.+)/(.*)'", text):
         return UserError(no_such_choice(missing[1], missing[2], directories))
     if missing := re.search(r"Could not (?:override|append to|delete from) '(.+?)'\.", text):
-        inner = re.search(r"full_key: (\S+)", str(error.__cause__))  # of a mapping, the entry that is not there
-        return _NoSuchKeyError(inner[1] if inner and inner[1].startswith(f"{missing[1]}.") else missing[1])
-    if missing := re.search(r"Could not delete from config\. '(.+?)' does not exist", text):
         return _NoSuchKeyError(missing[1])
-    if missing := re.search(r"Error merging override (.+?)=", text):
-        return UserError(f"{missing[1].lstrip('+')}: a group of keys stands there; set the keys in it")
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("See http")]
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return UserError(f"{error.full_key}: {lines[0]}")
@@ -330,7 +382,19 @@ def _no_such_key(command: str, key: str, known: list[str]) -> str:
         kind = get_type_hints(kind).get(part) if is_dataclass(kind) else None
     if get_origin(kind) is dict:
         return f"{key}: there is none yet; +{key}=... adds it{nearest(key, known)}"
-    return f"{key}: no such key{nearest(key, known)}"
+    return f"{key}: no such key{nearest(key, known) or _beside(command, key, known)}"
+
+
+def _beside(command: str, key: str, known: list[str]) -> str:
+    """What there is where a key was looked for, or in the innermost section around it that there is."""
+    section = key
+    while section:
+        section = section.rpartition(".")[0]
+        start = f"{section}." if section else ""
+        if names := dict.fromkeys(name[len(start) :].partition(".")[0] for name in known if name.startswith(start)):
+            names.pop(TARGET, None)
+            return f"; {section or command} has {listing(names) or 'no keys'}"
+    return ""
 
 
 # -- after Hydra
