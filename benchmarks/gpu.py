@@ -119,7 +119,7 @@ def main(arguments: list[str]) -> str:
         "training": training(),
     }
     origin = report.provenance(f"python -m benchmarks.gpu --seconds {parsed.seconds:g}")
-    return report.write(parsed.output, origin | {"gpu": torch.cuda.get_device_name()}, sections)
+    return report.write(parsed.output, origin | {"gpu": torch.cuda.get_device_name()}, sections, "Speed on a GPU")
 
 
 if __name__ == "__main__":

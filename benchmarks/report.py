@@ -75,19 +75,19 @@ def _libraries() -> str:
     return ", ".join(found)
 
 
-def write(directory: Path, origin: dict[str, Any], sections: dict[str, Section]) -> str:
+def write(directory: Path, origin: dict[str, Any], sections: dict[str, Section], title: str = "Speed") -> str:
     """Write `speed.json` and `README.md`; returns the page."""
     directory.mkdir(parents=True, exist_ok=True)
     content = {"provenance": origin, "items": {name: asdict(section) for name, section in sections.items()}}
     (directory / "speed.json").write_text(json.dumps(content, indent=1) + "\n")
-    page = "\n".join([*_head(origin), *(line for s in sections.values() for line in _section(s))]) + "\n"
+    page = "\n".join([*_head(title, origin), *(line for s in sections.values() for line in _section(s))]) + "\n"
     (directory / "README.md").write_text(page)
     return page
 
 
-def _head(origin: dict[str, Any]) -> list[str]:
+def _head(title: str, origin: dict[str, Any]) -> list[str]:
     return [
-        "# Speed",
+        f"# {title}",
         "",
         *origin_lines(origin),
         "- denormals flushed; cells with brackets: median [quartiles] over rounds in which all contenders of a table "
