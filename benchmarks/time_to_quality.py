@@ -1,10 +1,11 @@
 """How long until a policy is good: `python -m benchmarks.time_to_quality --base COMMIT`.
 
 Trains this checkout's experiments, the same ones of another commit, variants (`--vary "KEY=VALUE ..."`) and agents of
-Stable-Baselines3 (`--agent "SAC gamma=0"`), run by run in turn, one thread each, evaluates along the way on held-out
-worlds, and notes when the policy first brings 95, 98 and 99 % of what the oracle brings on the same worlds. CPU seconds
-are those of training alone: imports, evaluations and checkpoints are not counted, for any side. Writes a page, a figure
-of the curves, and `points.csv` with every evaluation, after each run. Runs that are there, of the same code, are kept.
+Stable-Baselines3 (`--agent "SAC gamma=0"`), one thread each: agents one after the other, then the rest run by run in
+turn. Evaluates along the way on held-out worlds, and notes when the policy first brings 95, 98 and 99 % of what the
+oracle brings on the same worlds. CPU seconds are those of training alone: imports, evaluations and checkpoints are not
+counted, for any side. Writes a page, a figure of the curves, and `points.csv` with every evaluation, after each run.
+Runs that are there already, of the same code, are not repeated.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class Run(NamedTuple):
     words: str
 
 
+Training = Callable[[str, list[str], Path], list[Point]]  # from the experiment, overrides and a directory
 Curves = Mapping[str, Mapping[str, list[list[Point]]]]  # a run's evaluations by experiment, side and seed
 AXES = {"cpu_seconds": "CPU seconds of training", "slots": "slots played", "gradient_steps": "gradient steps"}
 
@@ -120,7 +122,7 @@ def page(
     other = f" Base is {base}." if base else ""
     lines = ["# Time to a good policy", "", *origin_lines(origin), ""]
     lines += [
-        f"Runs take turns; cells are medians [quartiles] over seeds.{other} Quality is the share of the oracle's "
+        f"Cells are medians [quartiles] over seeds.{other} Quality is the share of the oracle's "
         f"utility, {oracle:.4f} per slot, on the same {EPISODES} held-out episodes. Gradient steps are those of all "
         "optimizers, CPU seconds those of training alone.",
     ]
@@ -227,38 +229,40 @@ def main(arguments: list[str]) -> str:
     frame_by_frame = [] if any(w.startswith("evaluation.every") for w in parsed.overrides) else [
         "evaluation.every_n_frames=5"
     ]  # fmt: skip
-    runs, curves, agents = finished(parsed.output / POINTS), {}, bool(parsed.agent)
+    runs, agents = finished(parsed.output / POINTS), bool(parsed.agent)
     with tempfile.TemporaryDirectory() as work, worktree(parsed.base) if parsed.base else nullcontext(ROOT) as base:
         best = references(agents, Path(work))
         here = origin["commit"]
         # whose code, the words of its own, and what trains it
-        contenders: dict[str, tuple[str, list[str], Callable[..., list[Point]]]] = {
-            HERE: (here, [], partial(train, ROOT))
-        }
+        own: dict[str, tuple[str, list[str], Training]] = {HERE: (here, [], partial(train, ROOT))}
         if parsed.base:
-            contenders[BASE] = parsed.base, [], partial(train, base)
-        contenders |= {words: (here, words.split(), partial(train, ROOT)) for words in parsed.vary}
-        contenders |= {agent: (here, [], partial(train_agent, agent)) for agent in parsed.agent}
+            own[BASE] = parsed.base, [], partial(train, base)
+        own |= {words: (here, words.split(), partial(train, ROOT)) for words in parsed.vary}
+        others = {agent: (here, [], partial(train_agent, agent)) for agent in parsed.agent}
+        contenders = own | others
+        turns = [(agent, seed) for agent in others for seed in range(parsed.seeds)]
+        turns += [(side, seed) for seed in range(parsed.seeds) for side in list(own)[:: 1 if seed % 2 else -1]]
+        plan: dict[Run, tuple[list[str], Training]] = {}
         for experiment in parsed.experiment.split(","):
-            curves[experiment] = {side: [] for side in contenders}
-            for seed in range(parsed.seeds):
-                for side in list(contenders)[:: 1 if seed % 2 else -1]:
-                    code, own, training = contenders[side]
-                    words = [f"seed={seed}", *frame_by_frame, *own, *parsed.overrides]
-                    run = Run(code, experiment, side, shlex.join(words))
-                    if run not in runs:
-                        with tempfile.TemporaryDirectory(dir=work) as place:
-                            runs[run] = training(experiment, words, Path(place))
-                        keep(runs, parsed.output / POINTS)
-                    curves[experiment][side].append(runs[run])
-                    last = runs[run][-1]
-                    print(f"{experiment}, seed {seed}, {side}: {last.utility / best['oracle']:.2%} of the oracle after "
-                          f"{last.cpu_seconds:.0f} CPU s", flush=True)  # fmt: skip
-                    there = {name: {s: of for s, of in sides.items() if of} for name, sides in curves.items()}
-                    draw(best, there, agents, parsed.output / FIGURE)
-                    lines = page(origin, parsed.base, best, there, agents)
-                    text = "\n".join([*lines, "", f"![Quality over what it costs]({FIGURE})"]) + "\n"
-                    (parsed.output / PAGE).write_text(text)
+            for side, seed in turns:
+                code, more, training = contenders[side]
+                words = [f"seed={seed}", *frame_by_frame, *more, *parsed.overrides]
+                plan[Run(code, experiment, side, shlex.join(words))] = words, training
+        for run, (words, training) in plan.items():
+            if run not in runs:
+                with tempfile.TemporaryDirectory(dir=work) as place:
+                    runs[run] = training(run.experiment, words, Path(place))
+                keep(runs, parsed.output / POINTS)
+            last = runs[run][-1]
+            print(f"{run.experiment}, {words[0]}, {run.side}: {last.utility / best['oracle']:.2%} of the oracle after "
+                  f"{last.cpu_seconds:.0f} CPU s", flush=True)  # fmt: skip
+            curves: dict[str, dict[str, list[list[Point]]]] = {}
+            for other in (one for side in contenders for one in plan if one.side == side and one in runs):
+                curves.setdefault(other.experiment, {}).setdefault(other.side, []).append(runs[other])
+            draw(best, curves, agents, parsed.output / FIGURE)
+            lines = page(origin, parsed.base, best, curves, agents)
+            text = "\n".join([*lines, "", f"![Quality over what it costs]({FIGURE})"]) + "\n"
+            (parsed.output / PAGE).write_text(text)
     return text
 
 
