@@ -61,7 +61,7 @@ def updates(seconds: float, advance: Advance) -> Section:
     scenario, jobs = load_scenario("paper"), {}
     for name in ("d3pg", "d3pg_paper"):
         for device in DEVICES:
-            policy = allocator(name, scenario)
+            policy = allocator(name, scenario, "actor_warmup=0")  # as it is once the actor has begun to learn
             batches = transitions(policy, scenario, max(BATCHES))
             policy.to(device)
             replay = filled_replay(batches, device)

@@ -50,7 +50,8 @@ def run(budget: Budget, advance: Advance) -> Section:
         for name, (label, _) in ACTIVATIONS.items()
     }
     ours["DDPG, ReLU"] = (functools.partial(mlp_allocator, "ddpg", scenario, "relu"), flat)
-    ours |= {f"allocator={name}": (functools.partial(allocator, name, scenario), sets) for name in ("d3pg", "ddpg")}
+    for name in ("d3pg", "ddpg"):  # as it is once the actor has begun to learn
+        ours[f"allocator={name}"] = (functools.partial(allocator, name, scenario, "actor_warmup=0"), sets)
     rows: list[dict[str, Any]] = []
     notes = []
     for part, batch_size in enumerate(BATCH_SIZES):
