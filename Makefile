@@ -17,7 +17,7 @@ test: $(STAMP)  ## set up if needed, then check format, lint, types and document
 	$(BIN)/ruff check .
 	$(BIN)/mypy lightning_t2drl callbacks
 	$(BIN)/python -m mkdocs build --strict --quiet
-	$(BIN)/pytest -n 2 --durations=20 --durations-min=2
+	$(BIN)/pytest -n 2 --dist worksteal --durations=20 --durations-min=2
 
 docs: $(STAMP)  ## build the documentation as a site, in build/site
 	$(BIN)/python -m mkdocs build --strict --quiet

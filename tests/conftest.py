@@ -8,11 +8,10 @@ import logging
 from pathlib import Path
 
 import pytest
-import torch
 
-from benchmarks.survival import differences
 from lightning_t2drl.run.commands import quiet_libraries, run
 
+# PyTorch is imported where it is needed: pytest-xdist's main process, which only hands out tests, does without.
 ROOT = Path(__file__).resolve().parents[1]
 
 TINY = [
@@ -39,6 +38,8 @@ TINY = [
 
 @pytest.fixture(autouse=True)
 def quiet():
+    import torch
+
     quiet_libraries()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
@@ -72,6 +73,7 @@ def same_run():
     """Assert that two output directories hold the same run: last checkpoint bit for bit, CSV files but for times."""
     import pandas as pd
 
+    from benchmarks.survival import differences
     from lightning_t2drl.loop.checkpoints import in_order, load_checkpoint
     from lightning_t2drl.loop.state import KEY
 

@@ -42,6 +42,7 @@ KNAPSACK = [
 # What is exported: two checkpoints of version 0.1 (D3PG with set networks and as published), and one that is made here.
 POLICIES = ("sets", "mlps", "ddpg")
 DIFFUSION = ("sets", "mlps")
+STEPS = 2  # left of the chain, as each step is traced anew
 # The competitive head multiplies outputs by step_scale = 60 before a sigmoid, and where rounding tips a comparison its
 # search for the threshold ends one interval further: the last digits of float32 show that much larger.
 TOLERANCE = {TanhHead: 1e-6, CompetitiveHead: 5e-5}
@@ -101,6 +102,10 @@ def made(name, directory):
     for key, value in parameters.items():
         if key.startswith("cacher.network."):
             value += 0.5 * torch.randn(value.shape, generator=generator)
+        if key.endswith("from_step"):
+            parameters[key] = value[:STEPS]
+    if name in DIFFUSION:
+        stored[KEY]["config"]["allocator"]["denoising_steps"] = STEPS
     AtomicCheckpointIO().save_checkpoint(stored, path)
 
     def load(*changes):
@@ -149,7 +154,7 @@ def one_slot(scenario, seed=0):
 def both(policy, scenario, allocator):
     """Shares of random slots as exported, and as PyTorch computes them from the same noise."""
     slot, noise = random_slots(scenario)
-    chain = {"noise": noise} if allocator.actor.steps else {}
+    chain = {"noise": noise[: allocator.actor.steps]} if allocator.actor.steps else {}
     return run_graph(policy, deploy.ALLOCATOR, **slot, **chain), shares_of(allocator, slot, noise)
 
 

@@ -8,6 +8,7 @@ from tensordict import TensorDict
 
 from lightning_t2drl.allocators.d3pg import D3PGAllocator, D3PGConfig
 from lightning_t2drl.allocators.graphs import names_of
+from lightning_t2drl.building import build_policies
 from lightning_t2drl.cachers.ddqn import DDQNCacher, DDQNConfig
 from lightning_t2drl.deploy.export import run_export
 from lightning_t2drl.envs import EdgeAIGCEnv
@@ -104,32 +105,51 @@ def test_nearby_needs_an_edge_link():
         DDQNCacher(load_scenario("paper"), DDQNConfig(observe_nearby=True))
 
 
+@torch.no_grad()
+def slots(scenario, cacher, allocator):
+    """Slots of one frame, so that the cache stays: the cells, what a graph sees of them, its noise, PyTorch's shares."""
+    env = EdgeAIGCEnv(scenario, 3, seed=4)
+    for _ in range(3):
+        cells = env.latch(cacher.decide(env.observe()))
+        state = allocator.state(cells.flatten())
+        noise = allocator.draw_noise(state.to_dict())
+        seen = {name: cells[name].flatten(0, 1) for name in names_of(scenario)}
+        yield cells, seen, {"noise": noise}, allocator.shares(allocator.actor, state, noise)
+        env.play(torch.zeros(3, 3, 30, 2))
+
+
 @pytest.mark.parametrize("experiment", ["quickstart", "t2drl_paper"])
-def test_an_exported_policy_decides_for_a_cell_as_pytorch_does(experiment, tmp_path, run_train):
+def test_what_is_exported_is_what_pytorch_decides_for_a_cell(experiment):
+    """The graph as PyTorch runs it; as ONNX it is tested below, and for set networks in tests/deploy."""
+    torch.manual_seed(0)
+    config = compose("train", [f"experiment={experiment}", "env=cells3", "env.edge_link_mbps=200"]).config
+    policies = build_policies(config.env, config.cacher, config.allocator)
+    graph = policies[2].export().graphs["allocator"]
+    for _, seen, noise, expected in slots(*policies):
+        with torch.no_grad():
+            shares = graph.module(*(({**seen, **noise})[name] for name in graph.inputs))
+        torch.testing.assert_close(shares, expected, rtol=0, atol=2e-3)
+
+
+def test_an_exported_policy_decides_for_a_cell_as_pytorch_does(tmp_path, run_train):
     onnxruntime = pytest.importorskip("onnxruntime")
     from lightning_t2drl.deploy import Controller
 
-    run_train(f"experiment={experiment}", "env=cells3", "env.edge_link_mbps=200", output_dir=tmp_path / "run")
+    small = ["allocator.diffusion.steps=2", "frames=2", "evaluation.every_n_frames=0"]
+    run_train("experiment=t2drl_paper", "env=cells3", "env.edge_link_mbps=200", *small, output_dir=tmp_path / "run")
     composed = compose("export", [f"checkpoint={tmp_path}/run/checkpoints/last", f"output_dir={tmp_path}/policy"])
     run_export(composed)
     _, scenario, cacher, allocator = load_policies(composed)
-    env = EdgeAIGCEnv(scenario, 3, seed=4)
-    for _ in range(3):  # slots of one frame, so that the cache stays
-        cells = env.latch(cacher.decide(env.observe()))
-        seen = {name: cells[name].flatten(0, 1).numpy() for name in names_of(scenario)}
-        state = allocator.state(cells.flatten())
-        noise = allocator.draw_noise(state.to_dict())
-        chain = {"noise": noise.numpy()} if allocator.actor.steps else {}
-        session = onnxruntime.InferenceSession(tmp_path / "policy" / "allocator.onnx")
-        with torch.no_grad():
-            expected = allocator.shares(allocator.actor, state.to_dict(), noise)
-        torch.testing.assert_close(torch.tensor(session.run(None, seen | chain)[0]), expected, rtol=0, atol=2e-3)
-        env.play(torch.zeros(3, 3, 30, 2))
+    session = onnxruntime.InferenceSession(tmp_path / "policy" / "allocator.onnx")
+    for cells, tensors, noise, expected in slots(scenario, cacher, allocator):
+        seen = {name: value.numpy() for name, value in tensors.items()}
+        (shares,) = session.run(None, seen | {name: value.numpy() for name, value in noise.items()})
+        torch.testing.assert_close(torch.tensor(shares), expected, rtol=0, atol=2e-3)
+        asked, cache = (cells[name][0, 0].numpy() for name in ("popularity", "cache"))
     controller = Controller(tmp_path / "policy")
     one = {name: value[0] for name, value in seen.items()}
     bandwidth, _ = controller.allocate(**one, seed=0)
     assert bandwidth.shape == (30,) and not bandwidth[~one["attached"]].any() and bandwidth.sum() <= 1 + 1e-5
-    held = controller.cache(cells["popularity"][0, 0].numpy())
-    assert torch.equal(torch.tensor(held), cells["cache"][0, 0])
+    assert (controller.cache(asked) == cache).all()
     with pytest.raises(ValueError, match="downlink_interference"):
         controller.allocate(**one | {"downlink_interference": [-1.0] * 30})
