@@ -16,8 +16,9 @@ class Budget:
         exported: whether exported decisions are measured; exporting takes half a minute.
         compiled: whether compiled updates and slots are measured; compiling takes about a minute.
         environments: numbers of worlds N whose slots per second are measured.
-        frames, warm_up_frames: frames of the training run that are measured, and that go before.
-        frame_overrides: changes to the training run's default settings.
+        experiments: whose training frames are measured.
+        frames, warm_up_frames: frames of each training run that are measured, and that go before.
+        frame_overrides: changes to the training runs' default settings.
         oracle_slots: slots of the last round in which the oracle compares caches.
         growth_points: how many values of each growth axis, smallest first.
         updates: length of the drift run.
@@ -29,7 +30,8 @@ class Budget:
     exported: bool = True
     compiled: bool = True
     environments: tuple[int, ...] = (1, 64, 1024)
-    frames: int = 120
+    experiments: tuple[str, ...] = ("quickstart", "t2drl_cells")
+    frames: int = 60
     warm_up_frames: int = 20
     frame_overrides: tuple[str, ...] = ()
     oracle_slots: int = 1024
@@ -37,7 +39,7 @@ class Budget:
     updates: int = 5000
 
 
-QUICK = Budget("quick", seconds=8, rounds=4, frames=40, updates=1000)
+QUICK = Budget("quick", seconds=8, rounds=4, frames=20, updates=1000)
 
 TINY = Budget(
     "tiny",
@@ -46,6 +48,7 @@ TINY = Budget(
     exported=False,
     compiled=False,
     environments=(1, 3),
+    experiments=("quickstart",),
     frames=4,
     warm_up_frames=4,
     frame_overrides=(

@@ -1,4 +1,4 @@
-"""(e) A training frame, split into its parts: the real training run with a stopwatch at its seams."""
+"""(e) Training frames, split into their parts: real training runs with a stopwatch at their seams."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 from benchmarks.budget import Budget
-from benchmarks.measure import Advance
+from benchmarks.measure import Advance, share_of
 from benchmarks.report import Section
 from lightning_t2drl.allocators.actor_critic import ActorCriticAllocator
 from lightning_t2drl.allocators.base import Allocator
@@ -101,9 +101,27 @@ def stopwatch_at_seams(
 
 
 def run(budget: Budget, advance: Advance) -> Section:
+    rows: list[dict[str, Any]] = []
+    for part, experiment in enumerate(budget.experiments):
+        rows += split(budget, experiment, share_of(advance, part, len(budget.experiments)))
+    return Section(
+        "A training frame",
+        f"Frames after {budget.warm_up_frames} of warm-up, at the experiments' default settings, without the final "
+        "evaluation.",
+        rows,
+        [
+            f"'All of ... bookkeeping' sums {', '.join(BOOKKEEPING)}; updates include backward and optimizer steps as "
+            "Lightning runs them.",
+            "Evaluation during training and checkpoints (every 20 frames) are spread over the frames.",
+        ],
+    )
+
+
+def split(budget: Budget, experiment: str, advance: Advance) -> list[dict[str, Any]]:
+    """Milliseconds per frame by part."""
     first, frames = budget.warm_up_frames, budget.frames
     last = first + frames
-    overrides = ["experiment=quickstart", f"frames={last + 1}", "evaluation.final_episodes=0", "figures=false"]
+    overrides = [f"experiment={experiment}", f"frames={last + 1}", "evaluation.final_episodes=0", "figures=false"]
     marks: dict[int, tuple[float, dict[str, float]]] = {}
     with (
         tempfile.TemporaryDirectory() as directory,
@@ -118,17 +136,7 @@ def run(budget: Budget, advance: Advance) -> Section:
     seconds[REST] = total - sum(seconds.values())
     seconds["all of Lightning, logging and bookkeeping"] = sum(seconds[part] for part in BOOKKEEPING)
     seconds["whole frame"] = total
-    changed = " ".join(overrides[1:])
-    return Section(
-        "A training frame",
-        f"experiment=quickstart at its default settings ({changed}): {frames} frames after {first} of warm-up.",
-        [
-            {"part": part, "ms per frame": 1e3 * value / frames, "% of the frame": 100 * value / total}
-            for part, value in seconds.items()
-        ],
-        [
-            f"'All of ... bookkeeping' sums {', '.join(BOOKKEEPING)}; updates include backward and optimizer steps as "
-            "Lightning runs them.",
-            "Evaluation during training (every 10 frames) and checkpoints (every 20) are spread over the frames.",
-        ],
-    )
+    return [
+        {"experiment": experiment, "part": part, "ms per frame": 1e3 * s / frames, "% of the frame": 100 * s / total}
+        for part, s in seconds.items()
+    ]

@@ -63,6 +63,12 @@ def _worlds(worlds: int) -> dict[str, Job]:
     return {SLOT: slot(s, worlds), FLAT: decision(_flat(s), s, worlds), SETS: decision(sets, s, worlds)}
 
 
+def _cells(cells: int) -> dict[str, Job]:
+    """As many users per cell."""
+    s = load_scenario("cells3", cells=cells, users=10 * cells, active_users=[5 * cells, 10 * cells])
+    return {SLOT: slot(s, 16), SETS: decision(allocator("d3pg", s), s, 16)}
+
+
 def _steps(steps: int) -> dict[str, Job]:
     s, key = load_scenario("paper"), f"diffusion.steps={steps}"
     return {FLAT: decision(_flat(s, key), s), SETS: decision(allocator("d3pg", s, key), s)}
@@ -78,6 +84,7 @@ AXES = (
     Axis("U", "users U", (10, 20, 50, 100, 200), _users),
     Axis("M", "models M", (10, 20, 30, 40, 50), _models),
     Axis("N", "worlds N", (1, 8, 64, 512, 8192), _worlds),
+    Axis("B", "cells B, 10 users each", (1, 3, 7, 19), _cells),
     Axis("I", "diffusion steps I", (1, 2, 5, 10, 20), _steps),
     Axis("width", "actor width", (64, 128, 256, 512, 1024), _width),
 )
@@ -101,9 +108,9 @@ def run(budget: Budget, advance: Advance) -> Section:
     ]
     return Section(
         "Growth",
-        f"env=paper but for one quantity at a time; {WORLDS} worlds where N is not it, MLPs {HIDDEN} x 2, set "
-        "networks of allocator=d3pg. A decision includes the features. Time of one call for all worlds, and most "
-        "bytes of tensors that it holds at once by PyTorch's allocation count.",
+        f"env=paper but for one quantity at a time; {WORLDS} worlds where N is not it, 16 of env=cells3 where B is; "
+        f"MLPs {HIDDEN} x 2, set networks of allocator=d3pg. A decision includes the features. Time of one call for "
+        "all worlds, and most bytes of tensors that it holds at once by PyTorch's allocation count.",
         rows,
         [
             "'exponent' is the least-squares k of y ~ x^k over all values, 'at the end' between the two largest; 1 is "
