@@ -21,6 +21,7 @@ from lightning_t2drl.run import commands
 LARGEST = 2**20  # bytes
 POLICIES = Path("policies")
 RECIPES = {  # the words of `t2drl train` by policy
+    "t2drl-any-load": ["experiment=t2drl_loads"],
     "t2drl-cells": ["experiment=t2drl_cells"],
     "t2drl-mixed": ["experiment=t2drl_mixed"],
 }
