@@ -38,13 +38,14 @@ from lightning_t2drl.suite.benchmark import commit
 
 # Every run is a fork of one process that has paid for the imports.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["lightning_t2drl.run.cli", "lightning_t2drl.run.train"])
+CONTEXT.set_forkserver_preload(["benchmarks.survival", "lightning_t2drl.run.training", "lightning_t2drl.run.compose"])
 
 RUN = [
     "experiment=quickstart", "seed=5", "env.num_envs=4", "env.frames_per_episode=2", "env.slots_per_frame=3",
     "loop.slot_warmup=12", "loop.frame_warmup=4", "loop.slot_batch_size=8", "loop.frame_batch_size=8",
     "loop.slot_capacity=200", "loop.log_every_n_frames=1", "checkpoint.every_n_frames=1", "evaluation.every_n_frames=4",
-    "evaluation.episodes=2", "evaluation.final_episodes=2", "progress_bar=false", "figures=false",
+    "evaluation.episodes=2", "evaluation.final_episodes=2", "evaluation.diagnosis=false", "progress_bar=false",
+    "figures=false",
 ]  # fmt: skip
 
 # What a kill is aimed at: the function after whose call it comes, and the longest it waits then, in seconds.

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from lightning_t2drl.loop.stored import leaves
-from lightning_t2drl.loop.two_timescale import TwoTimescaleModule
 from lightning_t2drl.run.compose import compose
 from lightning_t2drl.run.overrides import parse, read
 from lightning_t2drl.run.schemas import TrainConfig
+
+if TYPE_CHECKING:  # sweeps print, too, and leave PyTorch to their jobs
+    from lightning_t2drl.loop.two_timescale import TwoTimescaleModule
 
 SHOWN_CHANGES = 12
 

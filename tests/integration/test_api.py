@@ -44,6 +44,7 @@ def test_neither_a_controller_nor_the_check_of_a_config_needs_torch():
 import sys, lightning_t2drl
 from lightning_t2drl.deploy import Controller
 from lightning_t2drl.run.compose import compose
+from lightning_t2drl.run.sweep import sweep
 compose("train", ["experiment=t2drl", "env=cells7", "env.catalogue=mixed12"])
 assert not {"torch", "pandas", "matplotlib"} & sys.modules.keys()
 """

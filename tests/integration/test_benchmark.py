@@ -1,13 +1,14 @@
 """benchmark.py for real, tiny: tables, figures, and nothing is run twice."""
 
+import os
+import select
 import signal
-import subprocess
-import sys
 import time
 
 import pandas as pd
 import pytest
 
+from benchmarks.survival import start
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.run.commands import run
 from lightning_t2drl.run.compose import compose
@@ -73,14 +74,21 @@ def test_several_cells_are_asked_what_their_links_do_to_them(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_its_workers_end_with_it(number, tmp_path):
     endless = ["suite=headline", "suite.gather=[]", "suite.seeds_small=4", "suite.frames_small=1000000", "workers=1"]
-    command = [sys.executable, str(CONFIG_ROOT.parent / "benchmark.py"), *endless, f"output_dir={tmp_path}"]
-    suite = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while not list(tmp_path.glob("jobs/*/config.yaml")):
-        assert suite.poll() is None
-        time.sleep(0.1)
-    suite.send_signal(number)
-    suite.communicate(timeout=seconds(60))  # a worker that went on would hold the pipes
-    assert suite.returncode == (128 + number if number == signal.SIGTERM else -number)
+    said = tmp_path / "said"
+    os.mkfifo(said)
+    suite = start([*endless, f"output_dir={tmp_path}/out"], said, command="benchmark")
+    with open(said, "rb", buffering=0) as pipe:
+        while not list(tmp_path.glob("out/jobs/*/config.yaml")):
+            assert suite.is_alive(), pipe.read()
+            time.sleep(0.1)
+        os.kill(suite.pid, number)
+        while select.select([pipe], [], [], seconds(60))[0]:  # a worker that went on would hold the pipe
+            if not pipe.read(4096):
+                break
+        else:
+            pytest.fail("a worker went on")
+    suite.join()
+    assert suite.exitcode == (128 + number if number == signal.SIGTERM else -number)
 
 
 def test_a_job_that_cannot_be_is_named(tmp_path):

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from lightning_t2drl.errors import UserError
+from lightning_t2drl.run.cli import main
 from lightning_t2drl.run.commands import run
 from lightning_t2drl.run.sweep import launcher_config
 from tests.conftest import ROOT
@@ -29,10 +30,16 @@ def installed(launcher):
     return importlib.util.find_spec(f"hydra_plugins.{PLUGINS[launcher][0]}") is not None
 
 
-def command(directory, *arguments):
+def words(directory, launcher, seeds):
+    """Of a sweep with a job for every seed."""
+    out = f"output_dir={directory}/{launcher}-${{evaluation.seed}}"
+    return ["-m", *TINY, f"hydra/launcher={launcher}", f"evaluation.seed={seeds}", out]
+
+
+def sweep(directory, *arguments):
     """`train.py` on its way."""
     return subprocess.Popen(
-        [sys.executable, ROOT / "train.py", *arguments],
+        [sys.executable, ROOT / "train.py", *words(directory, *arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -41,15 +48,10 @@ def command(directory, *arguments):
     )
 
 
-def sweep(directory, launcher, *arguments):
-    """A two-job sweep on its way."""
-    out = f"output_dir={directory}/{launcher}-${{evaluation.seed}}"
-    return command(directory, "-m", *TINY, f"hydra/launcher={launcher}", "evaluation.seed=0,1", out, *arguments)
-
-
 def test_local_launchers_run_every_job_in_a_process_of_its_own(tmp_path):
-    launchers = [launcher for launcher in ("joblib", "submitit_local") if installed(launcher)]
-    sweeps = [sweep(tmp_path, launcher) for launcher in launchers]
+    """Two by joblib, whose processes may run several jobs; one by submitit, which starts each by itself."""
+    launchers = {name: seeds for name, seeds in {"joblib": (0, 1), "submitit_local": (1,)}.items() if installed(name)}
+    sweeps = [sweep(tmp_path, launcher, ",".join(map(str, seeds))) for launcher, seeds in launchers.items()]
     here = [
         run("train", [*TINY, f"evaluation.seed={seed}", f"output_dir={tmp_path}/here-{seed}"]).summary
         for seed in range(2)
@@ -58,17 +60,19 @@ def test_local_launchers_run_every_job_in_a_process_of_its_own(tmp_path):
     for launcher, process in zip(launchers, sweeps, strict=True):
         log, _ = process.communicate(timeout=seconds(120))
         assert process.returncode == 0, log
-        for seed in range(2):
+        for seed in launchers[launcher]:
             summary = json.loads((tmp_path / f"{launcher}-{seed}" / "summary.json").read_text())
             assert summary["total_utility"] == here[seed]["total_utility"]
     assert "joblib" in launchers
 
 
-def test_a_job_that_cannot_be_is_named_and_the_others_run(tmp_path):
-    process = sweep(tmp_path, "basic", "env.alpha=2,0.5", f"output_dir={tmp_path}/${{env.alpha}}-${{evaluation.seed}}")
-    log, _ = process.communicate(timeout=seconds(120))
-    assert process.returncode == 1
-    assert log.splitlines()[-1].startswith("error: env.alpha: 2")
+def test_a_job_that_cannot_be_is_named_and_the_others_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    out = f"output_dir={tmp_path}/${{env.alpha}}-${{evaluation.seed}}"
+    with pytest.raises(SystemExit) as stop:
+        main(["train", *words(tmp_path, "basic", "0,1"), "env.alpha=2,0.5", out])
+    log, error = capsys.readouterr()
+    assert stop.value.code == 1 and error.startswith("error: env.alpha: 2") and error.count("\n") == 1
     assert "job 1 of 4: evaluation.seed=0 env.alpha=2: failed: env.alpha: 2" in log and "Traceback" not in log
     assert "job 2 of 4: evaluation.seed=0 env.alpha=0.5: utility 0." in log
     assert [(tmp_path / f"{alpha}-{seed}" / "summary.json").exists() for alpha in ("2.0", "0.5") for seed in (0, 1)] == [

@@ -64,5 +64,6 @@ def test_it_trains_and_evaluates_where_there_is_no_clone(wheel, tmp_path):
     assert Path(where).is_relative_to(own)
     command = tmp_path / "venv" / "bin" / "t2drl"
     run(command, "train", "experiment=quickstart", *TINY, "output_dir=run", cwd=empty)
-    shown = run(command, "evaluate", "checkpoint=run/checkpoints/last", "episodes=2", "progress_bar=false", cwd=empty)
+    words = ["checkpoint=run/checkpoints/last", "episodes=2", "references=[]", "progress_bar=false"]
+    shown = run(command, "evaluate", *words, cwd=empty)
     assert "quickstart" in shown

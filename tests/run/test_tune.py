@@ -1,13 +1,11 @@
 """t2drl tune: a killed search loses no finished trial, two workers share a study, the best config is an experiment."""
 
-import os
-import signal
-import subprocess
-import sys
+import time
 
 import pandas as pd
 import pytest
 
+from benchmarks.survival import start
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.loop.stored import leaves
 from lightning_t2drl.run.commands import run
@@ -30,13 +28,12 @@ def finished(directory):
 def test_a_killed_search_goes_on_and_its_best_is_an_experiment(tmp_path):
     place = tmp_path / "search"
     words = [*WORDS, SPACE, "startup_trials=2", f"output_dir={place}"]
-    command = [sys.executable, "-m", "lightning_t2drl", "tune", *words, "trials=50"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    lines = [process.stdout.readline() for _ in range(2)]  # the study, and a trial
-    process.send_signal(signal.SIGKILL)
-    process.wait(seconds(30))
-    process.stdout.close()
-    assert lines[1].startswith("trial 0: "), lines
+    process = start([*words, "trials=50"], tmp_path / "log", command="tune")
+    while "\ntrial 0: " not in ((tmp_path / "log").read_text() if (tmp_path / "log").exists() else ""):
+        assert process.is_alive(), (tmp_path / "log").read_text()
+        time.sleep(0.01)
+    process.kill()
+    process.join(seconds(30))
     before = {trial.number: (trial.value, trial.params) for trial in finished(place)}
     assert before
     found = run("tune", [*words, f"trials={len(before) + 1}"])
