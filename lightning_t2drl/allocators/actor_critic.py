@@ -18,7 +18,7 @@ from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.allocators.diagnosis import actor_and_critics
 from lightning_t2drl.allocators.graphs import AllocatorGraph, CriticGraph, observed
 from lightning_t2drl.allocators.objectives import OBJECTIVES, q_weighted, true_value
-from lightning_t2drl.checks import one_of, within
+from lightning_t2drl.checks import Misfit, one_of, within
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.networks.actors.base import Actor
 from lightning_t2drl.networks.features import State, UserFeatures, floor_share
@@ -62,6 +62,8 @@ class ActorCriticConfig:
         within("", self, target_noise=(0, 10), target_noise_clip=(0, 10), actor_every=(1, 1e6), actor_warmup=(0, 1e9))
         within("", self, exploration_noise=(0, 10), exploration_noise_end=(0, 10))
         within("", self, actor_learning_rate=(0, 1), critic_learning_rate=(0, 1))
+        if self.target_noise_clip != ActorCriticConfig.target_noise_clip and not self.target_noise:
+            raise Misfit("target_noise_clip: counts for nothing without target_noise")
 
 
 class ActorCriticAllocator(Allocator):

@@ -68,7 +68,23 @@ class Cell:
         handover: ArrayLike | None = None,
         nearby: ArrayLike | None = None,
     ) -> dict[str, NDArray[Any]]:
-        """The arguments of `allocate` as arrays by name of a graph's input; raises `ValueError` as it says."""
+        """What is known of a slot as arrays by name of a graph's input.
+
+        Args:
+            request: requested model of each user, counted from 0, [U].
+            input_bits, output_bits: payloads, bit [U].
+            cache: which models the cell holds, bool [M].
+            gain: linear power gain of each user's link, [U]; or instead
+            snr_db: its uplink signal-to-noise ratio over the whole bandwidth, dB [U].
+            attached: which users are attached to this cell, bool [U]; all when left out. The others get nothing.
+            uplink_interference, downlink_interference: power that other cells add to the noise at the station, W, and
+                at each user, W [U]; none when left out. These and the next are for policies of several cells only.
+            handover: which users were taken over in this slot, bool [U]; none when left out.
+            nearby: which models another cell holds, bool [M]; none when left out. For policies that know of edge links.
+
+        Raises:
+            ValueError: naming the argument, the user and what would be right.
+        """
         models = _indices("request", request, self.models)
         users = len(models)
         if self.users not in (None, users):
@@ -200,35 +216,12 @@ class Controller(Cell):
         return self._cacher.run(None, feeds)[0][0]
 
     def allocate(
-        self,
-        request: ArrayLike,
-        input_bits: ArrayLike,
-        output_bits: ArrayLike,
-        cache: ArrayLike,
-        *,
-        gain: ArrayLike | None = None,
-        snr_db: ArrayLike | None = None,
-        attached: ArrayLike | None = None,
-        uplink_interference: float | None = None,
-        downlink_interference: ArrayLike | None = None,
-        handover: ArrayLike | None = None,
-        nearby: ArrayLike | None = None,
-        samples: int | None = None,
-        seed: int | None = None,
+        self, *slot: ArrayLike, samples: int | None = None, seed: int | None = None, **measured: Any
     ) -> Allocation:
         """How to split the cell's bandwidth and denoising steps in this slot.
 
         Args:
-            request: requested model of each user, counted from 0, [U].
-            input_bits, output_bits: payloads, bit [U].
-            cache: which models the cell holds, bool [M].
-            gain: linear power gain of each user's link, [U]; or instead
-            snr_db: its uplink signal-to-noise ratio over the whole bandwidth, dB [U].
-            attached: which users are attached to this cell, bool [U]; all when left out. The others get nothing.
-            uplink_interference, downlink_interference: power that other cells add to the noise at the station, W, and
-                at each user, W [U]; none when left out. These and the next are for policies of several cells only.
-            handover: which users were taken over in this slot, bool [U]; none when left out.
-            nearby: which models another cell holds, bool [M]; none when left out. For policies that know of edge links.
+            *slot, **measured: what is known of the slot, as `feeds` takes it.
             samples: chains to draw, of which the critic picks the best; None: as many as
                 `allocator.decision_samples` said when the policy was exported.
             seed: with a seed the decision depends on the arguments alone; None: noise comes from the controller's
@@ -238,16 +231,7 @@ class Controller(Cell):
             ValueError: naming the argument, the user and what would be right.
             RuntimeError: the policy answers with NaN: its parameters are damaged.
         """
-        given: dict[str, Any] = {
-            "gain": gain,
-            "snr_db": snr_db,
-            "attached": attached,
-            "handover": handover,
-            "nearby": nearby,
-        }
-        given |= {"uplink_interference": uplink_interference, "downlink_interference": downlink_interference}
-        feeds = self.feeds(request, input_bits, output_bits, cache, **given)
-        return self.allocate_checked(feeds, samples, seed)
+        return self.allocate_checked(self.feeds(*slot, **measured), samples, seed)
 
     def allocate_checked(
         self, feeds: dict[str, NDArray[Any]], samples: int | None = None, seed: int | None = None

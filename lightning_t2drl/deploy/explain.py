@@ -21,7 +21,7 @@ Arrays = dict[str, NDArray[Any]]
 
 MB = 8e6  # bit
 GB = 8e9  # bit
-# What a situation may say, and what it stands for. `allocate` and `cache` of `deploy.Controller` say the rest.
+# What a situation may say, and what it stands for. `feeds` and `cache` of `deploy.Controller` say the rest.
 KEYS = {
     "popularity": "number of the popularity state, or a number for each model",
     "held": "numbers of the models that are held now",

@@ -267,6 +267,11 @@ def test_what_cannot_be_is_refused_in_one_line():
             ["allocator.objective=q_weighted"],
             r"allocator\.objective: q_weighted trains actors that denoise; Dir",
         ),
+        (
+            "direct",
+            ["allocator.target_noise_clip=0.1"],
+            r"allocator\.target_noise_clip: counts for nothing without tar",
+        ),
         ("sac", ["allocator.target_noise=0.1"], r"allocator\.target_noise: SAC's target action is random by itself"),
         ("consistency", ["allocator.diffusion.levels=2"], r"allocator\.diffusion\.steps: 2 must be below levels, 2"),
         (
