@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from lightning_t2drl.run.schemas import LearnerConfig, SuiteConfig
+from lightning_t2drl.suite import comparison
 from lightning_t2drl.suite.comparison import (
     difference_interval,
     gathered_improvements,
@@ -26,7 +27,8 @@ UTILITY = {("rcars", 5): 0.2, ("oracle", 5): 0.6, ("ours", 5): 0.5, ("rcars", 40
 
 
 @pytest.fixture
-def results():
+def results(monkeypatch):
+    monkeypatch.setattr(comparison, "REPETITIONS", 50)  # seeds are alike here, and so are the bounds of all resamples
     rows = []
     for (scheme, users), utility in UTILITY.items():
         for seed in (0, 1) if scheme == "ours" else (None,):
