@@ -375,13 +375,15 @@ def _provenance(config: BenchmarkConfig, jobs: Sequence[Job], command: str) -> l
     suite, budget = config.suite, config.budget
     commits = sorted({job.found()["commit"] for job in jobs})
     hindsight = any(job.found()["evaluation"].get("hindsight") for job in jobs)
-    longer = ", ".join(f"{name} {each.length:g}" for name, each in suite.learners.items() if each.length != 1)
+    longer = ", ".join(
+        f"{name} {each.length:g} times as many" for name, each in suite.learners.items() if each.length != 1
+    )
     return [
         f"- command: `{command}`",
         f"- runs made at commit {', '.join(commits)}; page of {date.today().isoformat()}; {platform.machine()} with "
         f"{os.cpu_count()} cores, Python {platform.python_version()}",
         f"- env={suite.env}; training seeds 0 to {suite.amount('seeds', budget) - 1}, "
-        f"{suite.amount('frames', budget)} frames of {_worlds(jobs)} worlds{longer and f' (times {longer})'}; "
+        f"{suite.amount('frames', budget)} frames of {_worlds(jobs)} worlds{longer and f' ({longer})'}; "
         f"{suite.amount('episodes', budget)} held-out episodes, the same worlds for all schemes (for "
         f"{', '.join(SEARCHING)} the first {suite.amount('slow_episodes', budget)}, put on the scale of all)",
         *([f"- evaluations with {', '.join(suite.evaluated)}"] if suite.evaluated else []),
