@@ -192,7 +192,8 @@ def draw(best: Mapping[str, float], curves: Curves, agents: bool, path: Path) ->
                              label="popular caches, exact allocation")  # fmt: skip
             axes.set(xlabel=label, ylim=(min(90, np.floor(min(ends)) - 2), 100.5), xlim=(0, None))
         panels[0].set(title=experiment, ylabel="utility, % of the oracle")
-        panels[-1].legend(loc="lower right", frameon=False, fontsize=8)
+    named = {label: line for axes in rows[:, 0] for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
 
 

@@ -15,7 +15,7 @@ from lightning_t2drl.envs.stable_baselines3 import EdgeAIGCVecEnv
 
 # What is decided now does not change what is asked for next: gamma = 0 is exact.
 AGENTS = {
-    "SAC": (SAC, "allocation", {"gradient_steps": 2}),
+    "SAC": (SAC, "allocation", {"gradient_steps": 2, "ent_coef": 0.001}),
     "PPO": (PPO, "allocation", {"n_steps": 125, "batch_size": 100}),
     "DQN": (DQN, "cache", {"learning_starts": 200, "train_freq": 1, "exploration_fraction": 0.5}),
 }
