@@ -50,6 +50,14 @@ def floor_share(scenario: Scenario, observation: Observation) -> Tensor:
     return scenario.floor_steps[request] / service.of_model(scenario.budget_steps, request)
 
 
+def late_cost(scenario: Scenario, observation: Observation) -> Tensor:
+    """What being late costs, in units of delay over deadline: chi / (1 - alpha), [*, U]."""
+    request = observation["request"]
+    weight = 1 - service.of_model(scenario.alpha, request) + 1e-6  # where quality alone counts
+    cost = service.of_model(scenario.deadline_penalty, request) / weight
+    return cost if isinstance(cost, Tensor) else torch.full(request.shape, cost, device=request.device)
+
+
 def _centred(value: Tensor, interval: tuple[float, float] | Tensor, request: Tensor) -> Tensor:
     """A uniform variable scaled to [-1, 1] (0 where the range is a point) within the range of what is requested."""
     if isinstance(interval, Tensor):
@@ -138,7 +146,7 @@ class UserFeatures:
     """
 
     any_users = True
-    LINK = 2  # column with the log of link time over deadline, see `log_link`
+    LINK, SLACK, GENERATION = 2, 4, 10  # columns that `log_link` and `time_left` read
     PER_USER = 11  # F
 
     def __init__(self, scenario: Scenario) -> None:
@@ -182,3 +190,13 @@ class UserFeatures:
     def log_link(cls, features: Tensor) -> Tensor:
         """log(a_u / tau_u) [*, U] back from `features` [*, U, F]."""
         return 2 * features[..., cls.LINK] - 4
+
+    @classmethod
+    def time_left(cls, features: Tensor, relative: Tensor) -> Tensor:
+        """What backhaul and generation leave of the deadline, as a share of it, [*, U].
+
+        Args:
+            features: [*, U, F].
+            relative: steps over those of full quality, [*, U].
+        """
+        return features[..., cls.SLACK] / 2 + features[..., cls.GENERATION] * (1 - relative)

@@ -48,6 +48,7 @@ class CompetitiveHeadConfig:
     step_scale: float = 60.0
     square_root_law: bool = False
     drop_wasted: bool = False
+    keep_deadlines: bool = False
 
     def __post_init__(self) -> None:
         within("", self, scale=(0, 100), step_scale=(0, 1000))
@@ -61,6 +62,11 @@ class CompetitiveHead:
     shared out. With `square_root_law` 0.5 log a_u is added to them, a_u being the user's link time: without deadlines,
     shares in proportion to sqrt(a_u) make the sum of access delays least, whatever the number of users. It needs the
     features of set networks.
+
+    With `keep_deadlines` users first get the bandwidth that being in time takes: the link time over the time that
+    generation and backhaul leave. Those who need most are given up where that is too much in all, or costs the others
+    more than being late costs; so it is whatever the load. The softmax shares what is left among those who are kept.
+    It needs the features of set networks, too.
 
     Fewer than A1 steps bring no quality, so scaling all hits down alike wastes steps: with a short budget it is best
     to serve some hits fully and others not at all. Each hit asks for A3 sigmoid(step_scale output). If that is too
@@ -77,6 +83,8 @@ class CompetitiveHead:
     # A fresh network starts at A3 sigmoid(3) steps for each hit. Below A1 steps bring no quality and the gradient is 0;
     # from the middle of the range, the first errors of a critic could push the actor there.
     GENEROUS = 3.0
+    MARGIN = 1.005  # of the bandwidth that a deadline takes, for rounding
+    FOR_ALL = 0.02  # of what is left after deadlines goes to those who were given up as well: no delay is infinite
     SECTIONS, ROUNDS = 28, 3  # theta is found to 1/28^3 of its range, then refined by a Newton step
 
     def __init__(self, config: CompetitiveHeadConfig) -> None:
@@ -84,6 +92,7 @@ class CompetitiveHead:
         self.step_scale = config.step_scale
         self.square_root_law = config.square_root_law
         self.drop_wasted = config.drop_wasted
+        self.keep_deadlines = config.keep_deadlines
 
     def __call__(self, output: Tensor, state: State) -> Tensor:
         hit, attached = state["hit"], state["attached"]
@@ -92,13 +101,29 @@ class CompetitiveHead:
         logit = self.scale * (logit - (logit * attached).sum(-1, keepdim=True) / count)
         if self.square_root_law:
             logit = logit + 0.5 * UserFeatures.log_link(state["features"])
+        ask, most = self.step_scale * output[..., 1] + self.GENEROUS, state["full_share"] * hit
+        wasteless = self.drop_wasted
+        steps = self._without_waste(ask, most, state["floor_share"]) if wasteless else self._threshold(ask, most)
         bandwidth = logit.masked_fill(~attached, -1e9).softmax(-1)
-        logit, most = self.step_scale * output[..., 1] + self.GENEROUS, state["full_share"] * hit
-        if self.drop_wasted:
-            steps = self._without_waste(logit, most, state["floor_share"])
-        else:
-            steps = self._threshold(logit, most)
+        if self.keep_deadlines:
+            bandwidth = self._in_time(logit, bandwidth, steps, state)
         return raw_from_shares(torch.stack((bandwidth, steps), -1))
+
+    def _in_time(self, logit: Tensor, shares: Tensor, steps: Tensor, state: State) -> Tensor:
+        """Bandwidth [*, U] that is for each user who is kept at least what being in time takes."""
+        attached = state["attached"]
+        relative = torch.where(state["hit"], steps / state["full_share"], 1.0)  # the cloud runs full steps for a miss
+        left = UserFeatures.time_left(state["features"], relative)
+        link = UserFeatures.log_link(state["features"]).exp()
+        need = self.MARGIN * link / left.clamp_min(1e-6)
+        with torch.no_grad():
+            worth = state["late_cost"] + 1 + left  # of being in time at no access delay, over being late
+            kept = _worth_keeping(need, link, worth, shares, attached & (left > 0))
+        floor = torch.where(kept, need, 0.0)
+        rest = (1 - floor.sum(-1, keepdim=True)).clamp_min(0.0)
+        among = logit.masked_fill(~kept, -1e9).softmax(-1)
+        among = torch.where(kept.any(-1, keepdim=True), among, shares)
+        return floor + rest * ((1 - self.FOR_ALL) * among + self.FOR_ALL * shares)
 
     def _threshold(self, logit: Tensor, most: Tensor) -> Tensor:
         """Most * sigmoid(logit - theta) with the least theta >= 0 at which it sums to 1 or less; [*, U]."""
@@ -145,3 +170,25 @@ class CompetitiveHead:
             kept = most * (logit - theta).sigmoid() > floor
         asked = self._threshold(logit, most)
         return torch.where(kept, self._threshold(logit, most * kept), asked - asked.detach())
+
+
+def _worth_keeping(need: Tensor, link: Tensor, worth: Tensor, shares: Tensor, possible: Tensor) -> Tensor:
+    """Whom to keep in time, bool [*, U]: those who need least, as many as together earn most.
+
+    Args:
+        need: bandwidth that being in time takes.
+        link: access delay with all the bandwidth, as a share of the deadline.
+        worth: what being in time is worth, in units of that delay.
+        shares: by which what is left is shared out among those who are kept.
+        possible: who can be in time at all; all [*, U].
+    """
+    set_of = (need.unsqueeze(-2) <= need.unsqueeze(-1)) & possible.unsqueeze(-2)  # [*, k, u]: u needs no more than k
+    rest = 1 - (need.unsqueeze(-2) * set_of).sum(-1)
+    weight = shares.unsqueeze(-2) * set_of
+    weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-12)
+    got = need.unsqueeze(-2) + rest.clamp_min(0.0).unsqueeze(-1) * weight
+    earned = ((worth.unsqueeze(-2) - link.unsqueeze(-2) / got) * set_of).sum(-1)
+    earned = earned.masked_fill(~possible | (rest < 0), 0.0)
+    most, best = earned.max(-1, keepdim=True)
+    kept = set_of.gather(-2, best.unsqueeze(-1).expand_as(set_of[..., :1, :])).squeeze(-2)
+    return kept & (most > 0)

@@ -17,6 +17,7 @@ from lightning_t2drl.building import build_policies
 from lightning_t2drl.deploy.export import write_graph
 from lightning_t2drl.envs import EdgeAIGCEnv
 from lightning_t2drl.errors import UserError
+from lightning_t2drl.networks.heads import _worth_keeping
 from lightning_t2drl.run.compose import compose
 from lightning_t2drl.system.serving import serve, situation
 from tests.allocators.test_actor_critic import batch_for
@@ -276,6 +277,11 @@ def test_what_cannot_be_is_refused_in_one_line():
         ("consistency", ["allocator.diffusion.levels=2"], r"allocator\.diffusion\.steps: 2 must be below levels, 2"),
         (
             "flow mlp",
+            ["allocator.head.keep_deadlines=true"],
+            r"allocator\.head\.keep_deadlines: needs networks that see",
+        ),
+        (
+            "flow mlp",
             ["allocator.head.square_root_law=true"],
             r"allocator\.head\.square_root_law: needs networks that see",
         ),
@@ -284,6 +290,45 @@ def test_what_cannot_be_is_refused_in_one_line():
             make(kind, *words)
     with pytest.raises(UserError, match="decides by a mean of samples, which an exported policy does not"):
         make("flow", "allocator.decision_samples=2", "allocator.decision=mean").export()
+
+
+@pytest.mark.parametrize("users", [10, 80, 200])
+def test_who_is_kept_is_in_time_whatever_the_load(users):
+    allocator = make("direct", "allocator.head.keep_deadlines=true", f"env.users={users}")
+    env = EdgeAIGCEnv(allocator.scenario, 16, seed=1)
+    env.latch(torch.rand(16, 1, 10) < 0.5)
+    state = allocator.state(env.observe())
+    output = torch.rand(*state["hit"].shape, 2) - 0.5
+    shares = allocator.to_shares(state, output)
+    assert bool((shares.sum(-2) <= 1 + 1e-5).all()) and bool((shares[..., 0] > 0).all())
+    served = env.play(allocator.to_raw(state, output))["served"]
+    link = allocator.features.log_link(state["features"]).exp()
+    left = 1 - (served["generation_delay"] + served["backhaul_delay"]) / allocator.scenario.deadline
+    enough = (left > 0) & (shares[..., 0] >= link / left.clamp_min(1e-6))
+    assert torch.equal(enough, ~served["violated"])
+    assert enough.float().mean() > 0.2
+
+
+def test_those_are_kept_who_together_earn_most():
+    """Against all sets of the users that need least, one by one."""
+    generator = torch.Generator().manual_seed(0)
+    for users in (1, 3, 12, 60):
+        need, link, worth, shares = torch.rand(4, 40, users, generator=generator).double()
+        need, link = need * 3 / users**0.5, link * 0.5 / users
+        shares, possible = shares / shares.sum(-1, keepdim=True), torch.rand(40, users, generator=generator) < 0.8
+        found = _worth_keeping(need, link, worth, shares, possible)
+        for world in range(40):
+            best, kept = 0.0, torch.zeros(users, dtype=torch.bool)
+            order = [u for u in need[world].argsort().tolist() if possible[world, u]]
+            for count in range(1, len(order) + 1):
+                chosen = order[:count]
+                rest = 1 - need[world, chosen].sum()
+                got = need[world, chosen] + rest * shares[world, chosen] / shares[world, chosen].sum()
+                earned = (worth[world, chosen] - link[world, chosen] / got).sum()
+                if rest >= 0 and earned > best:
+                    best, kept = earned, torch.zeros(users, dtype=torch.bool)
+                    kept[chosen] = True
+            assert torch.equal(found[world], kept)
 
 
 def test_equal_outputs_share_by_the_square_root_law():
