@@ -65,7 +65,7 @@ class CompetitiveHead:
 
     With `keep_deadlines` users first get the bandwidth that being in time takes: the link time over the time that
     generation and backhaul leave. Those who need most are given up where that is too much in all, or costs the others
-    more than being late costs; so it is whatever the load. The softmax shares what is left among those who are kept.
+    more than being late costs; so it is whatever the load. The softmax shares what is left among all.
     It needs the features of set networks, too.
 
     Fewer than A1 steps bring no quality, so scaling all hits down alike wastes steps: with a short budget it is best
@@ -84,7 +84,6 @@ class CompetitiveHead:
     # from the middle of the range, the first errors of a critic could push the actor there.
     GENEROUS = 3.0
     MARGIN = 1.005  # of the bandwidth that a deadline takes, for rounding
-    FOR_ALL = 0.02  # of what is left after deadlines goes to those who were given up as well: no delay is infinite
     SECTIONS, ROUNDS = 28, 3  # theta is found to 1/28^3 of its range, then refined by a Newton step
 
     def __init__(self, config: CompetitiveHeadConfig) -> None:
@@ -106,10 +105,10 @@ class CompetitiveHead:
         steps = self._without_waste(ask, most, state["floor_share"]) if wasteless else self._threshold(ask, most)
         bandwidth = logit.masked_fill(~attached, -1e9).softmax(-1)
         if self.keep_deadlines:
-            bandwidth = self._in_time(logit, bandwidth, steps, state)
+            bandwidth = self._in_time(bandwidth, steps, state)
         return raw_from_shares(torch.stack((bandwidth, steps), -1))
 
-    def _in_time(self, logit: Tensor, shares: Tensor, steps: Tensor, state: State) -> Tensor:
+    def _in_time(self, shares: Tensor, steps: Tensor, state: State) -> Tensor:
         """Bandwidth [*, U] that is for each user who is kept at least what being in time takes."""
         attached = state["attached"]
         relative = torch.where(state["hit"], steps / state["full_share"], 1.0)  # the cloud runs full steps for a miss
@@ -117,13 +116,9 @@ class CompetitiveHead:
         link = UserFeatures.log_link(state["features"]).exp()
         need = self.MARGIN * link / left.clamp_min(1e-6)
         with torch.no_grad():
-            worth = state["late_cost"] + 1 + left  # of being in time at no access delay, over being late
-            kept = _worth_keeping(need, link, worth, shares, attached & (left > 0))
+            kept = _worth_keeping(need, link, left, state["late_cost"], shares, attached)
         floor = torch.where(kept, need, 0.0)
-        rest = (1 - floor.sum(-1, keepdim=True)).clamp_min(0.0)
-        among = logit.masked_fill(~kept, -1e9).softmax(-1)
-        among = torch.where(kept.any(-1, keepdim=True), among, shares)
-        return floor + rest * ((1 - self.FOR_ALL) * among + self.FOR_ALL * shares)
+        return floor + (1 - floor.sum(-1, keepdim=True)).clamp_min(0.0) * shares
 
     def _threshold(self, logit: Tensor, most: Tensor) -> Tensor:
         """Most * sigmoid(logit - theta) with the least theta >= 0 at which it sums to 1 or less; [*, U]."""
@@ -172,23 +167,25 @@ class CompetitiveHead:
         return torch.where(kept, self._threshold(logit, most * kept), asked - asked.detach())
 
 
-def _worth_keeping(need: Tensor, link: Tensor, worth: Tensor, shares: Tensor, possible: Tensor) -> Tensor:
-    """Whom to keep in time, bool [*, U]: those who need least, as many as together earn most.
+def _worth_keeping(
+    need: Tensor, link: Tensor, left: Tensor, late_cost: Tensor, shares: Tensor, there: Tensor
+) -> Tensor:
+    """Whom to keep in time, bool [*, U]: those who need least, as many as earns most; what is left is shared by all.
 
     Args:
         need: bandwidth that being in time takes.
-        link: access delay with all the bandwidth, as a share of the deadline.
-        worth: what being in time is worth, in units of that delay.
-        shares: by which what is left is shared out among those who are kept.
-        possible: who can be in time at all; all [*, U].
+        link: access delay with all the bandwidth, over the deadline.
+        left: what generation and backhaul leave of the deadline, over the deadline.
+        late_cost: what being late costs in such units, beside the delay.
+        shares: by which all share what is left.
+        there: who is attached; all [*, U].
     """
-    set_of = (need.unsqueeze(-2) <= need.unsqueeze(-1)) & possible.unsqueeze(-2)  # [*, k, u]: u needs no more than k
-    rest = 1 - (need.unsqueeze(-2) * set_of).sum(-1)
-    weight = shares.unsqueeze(-2) * set_of
-    weight = weight / weight.sum(-1, keepdim=True).clamp_min(1e-12)
-    got = need.unsqueeze(-2) + rest.clamp_min(0.0).unsqueeze(-1) * weight
-    earned = ((worth.unsqueeze(-2) - link.unsqueeze(-2) / got) * set_of).sum(-1)
-    earned = earned.masked_fill(~possible | (rest < 0), 0.0)
-    most, best = earned.max(-1, keepdim=True)
-    kept = set_of.gather(-2, best.unsqueeze(-1).expand_as(set_of[..., :1, :])).squeeze(-2)
-    return kept & (most > 0)
+    possible = there & (left > 0)
+    kept = (need.unsqueeze(-2) <= need.unsqueeze(-1)) & possible.unsqueeze(-2)  # [*, k, u]: u needs no more than k
+    rest = 1 - (need.unsqueeze(-2) * kept).sum(-1, keepdim=True)
+    got = need.unsqueeze(-2) * kept + rest.clamp_min(0.0) * shares.unsqueeze(-2)
+    latency = (left.unsqueeze(-2) - link.unsqueeze(-2) / got.clamp_min(1e-12)).clamp_min(-1.0)
+    earned = ((latency - late_cost.unsqueeze(-2) * ~kept) * there.unsqueeze(-2)).sum(-1)
+    most, best = earned.masked_fill(~possible | (rest.squeeze(-1) < 0), -torch.inf).max(-1, keepdim=True)
+    alone = (((left - link / shares.clamp_min(1e-12)).clamp_min(-1.0) - late_cost) * there).sum(-1, keepdim=True)
+    return kept.gather(-2, best.unsqueeze(-1).expand_as(kept[..., :1, :])).squeeze(-2) & (most > alone)
