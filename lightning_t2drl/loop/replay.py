@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
-from torch import Tensor
-from torchrl.data import LazyTensorStorage, RandomSampler, ReplayBuffer, RoundRobinWriter
+from torchrl.data import LazyTensorStorage, RandomSampler, ReplayBuffer
+
+from lightning_t2drl.accel.writing import SliceWriter
 
 
 class Replay:
@@ -53,17 +54,3 @@ class Replay:
             count = len(next(iter(rows.values())))
             self._buffer.extend(TensorDict(rows, batch_size=[count]).unflatten_keys("."))
         self._buffer.load_state_dict(state | {"_storage": self._buffer.state_dict()["_storage"]})
-
-
-class SliceWriter(RoundRobinWriter):
-    """TorchRL's round robin where rows that lie side by side are one slice: it would ask a GPU for the last index."""
-
-    def extend(self, data: TensorDict) -> Tensor:
-        start: int = self._cursor  # type: ignore[has-type]
-        count, size = len(data), self._storage.max_size
-        if start + count > size:
-            return super().extend(data)
-        self._cursor = (start + count) % size
-        self._write_count += count
-        self._storage.set(slice(start, start + count), data)
-        return torch.arange(start, start + count)
