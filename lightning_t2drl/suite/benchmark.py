@@ -195,8 +195,8 @@ class _Jobs:
             raise UserError(f"suite.fixed.{scheme}: {pair} is not [cacher, allocator] and perhaps words on them")
         cacher, allocator, *own = pair
         episodes = suite.amount("slow_episodes" if allocator in SEARCHING else "episodes", self.config.budget)
-        base = (f"env={suite.env}", f"cacher={cacher}", f"allocator={allocator}", ALONE)
-        changes = [word for word in self._swept(value) if word.startswith(("env.", "env/"))] + suite.evaluated
+        base = (*self._world(value), f"cacher={cacher}", f"allocator={allocator}", ALONE)
+        changes = [word for word in self._swept(value) if word.startswith(("env.", "env/", "env="))] + suite.evaluated
         return self._composed(scheme, value, None, "evaluate", base, [*changes, *own, f"episodes={episodes}"])
 
     def trained(self, scheme: str, value: Value, seed: int) -> Job:
@@ -206,7 +206,7 @@ class _Jobs:
         changes = [*self._swept(value), f"seed={seed}", f"frames={frames}", *learner.overrides]
         changes += [f"evaluation.final_episodes={suite.amount('episodes', budget)}"]
         changes += [f"evaluation.every_n_frames={every}"]
-        base = (f"experiment={learner.experiment}", f"env={suite.env}")
+        base = (f"experiment={learner.experiment}", *self._world(value))
         return self._composed(scheme, value, seed, "train", base, changes)
 
     def transferred(self, trained: Job, value: Value) -> Job:
@@ -218,6 +218,10 @@ class _Jobs:
         return Job(
             trained.scheme, value, trained.seed, "evaluate", (*self.flags, checkpoint, ALONE, *changes), directory
         )
+
+    def _world(self, value: Value) -> list[str]:
+        """The suite's scenario, unless the words of a value name another."""
+        return [] if any(word.startswith("env=") for word in self._swept(value)) else [f"env={self.config.suite.env}"]
 
     def _swept(self, value: Value) -> list[str]:
         if isinstance(value, str):

@@ -67,7 +67,11 @@ def loading_costs(results: pd.DataFrame) -> bool:
     return not np.allclose(results["net_utility"], results["utility_played"])
 
 
-OF_CELLS = {  # what several cells are asked beside utility and hits: how tables call it, and digits
+ALSO = {  # what is asked beside utility and hits: how tables call it, and digits
+    "violation_ratio": ("late", 3),
+    "wasted_steps": ("steps wasted", 3),
+}
+OF_CELLS = {  # likewise of several cells
     "violation_ratio": ("late", 3),
     "delay": ("delay s", 1),
     "handover_ratio": ("handovers", 3),
@@ -81,10 +85,10 @@ OF_SERVICE = {
 }
 
 
-def of_cells(results: pd.DataFrame) -> list[str]:
-    """Which of `OF_CELLS` these results have; none of one cell alone."""
-    several = "handover_ratio" in results
-    return [name for name in OF_CELLS if several and name in results]
+def also(results: pd.DataFrame) -> dict[str, tuple[str, int]]:
+    """What these results are asked beside utility and hits."""
+    asked = OF_CELLS if "handover_ratio" in results else ALSO
+    return {name: column for name, column in asked.items() if name in results}
 
 
 def summary_rows(results: pd.DataFrame, suite: SuiteConfig) -> list[dict[str, str]]:
@@ -107,7 +111,7 @@ def summary_rows(results: pd.DataFrame, suite: SuiteConfig) -> list[dict[str, st
                 "of " + suite.best: _cells(100 * utility / best, 2) + " %",
                 "of the way": _cells(100 * way, 1) + " %",
             }
-            row |= {OF_CELLS[name][0]: _cells(_known(own[name]), OF_CELLS[name][1]) for name in of_cells(results)}
+            row |= {title: _cells(_known(own[name]), digits) for name, (title, digits) in also(results).items()}
             if charged:
                 row["utility less loading"] = _cells(own["net_utility"].to_numpy(), 4)
             if "training_seconds" in own and own["training_seconds"].notna().any():
@@ -219,11 +223,17 @@ def difference_interval(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, fl
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
+PAIRED = 8  # learners, up to which all pairs are compared
+
+
 def probability_of_improvement(results: pd.DataFrame, suite: SuiteConfig) -> list[str]:
-    """For every pair of learners, the probability that a run of one beats one of the other (rliable)."""
+    """For every pair of learners, the probability that a run of one beats one of the other (rliable).
+
+    Of many learners only the first is paired with each.
+    """
     lines = []
     learners = list(suite.learners)
-    for i, ours in enumerate(learners):
+    for i, ours in enumerate(learners if len(learners) <= PAIRED else learners[:1]):
         for theirs in learners[i + 1 :]:
             matrices = [
                 results[results["scheme"] == name].pivot_table(
@@ -265,6 +275,7 @@ def write_tables(
     ]
     lines += [
         f"do not train have one row. 'Of the way': from {suite.reference} (0 %) to {suite.best} (100 %) in utility.",
+        "'Steps wasted': share of the hits that get steps, but too few to bring quality (up to A1).",
         "",
     ]
     lines += _table(rows)
@@ -293,7 +304,8 @@ def draw_comparison(results: pd.DataFrame, suite: SuiteConfig, directory: Path) 
     of them: bars, or curves over a sweep.
     """
     style()
-    drawn = [name for name in of_cells(results) if name in QUANTITIES and results[name].nunique() > 1]
+    asked = also(results) if "handover_ratio" in results else {}
+    drawn = [name for name in asked if name in QUANTITIES and results[name].nunique() > 1]
     results = results.fillna(dict.fromkeys(drawn, 0.0))
     names = [value for value in suite.values if isinstance(value, str)]
     if names:  # drawn in their order
