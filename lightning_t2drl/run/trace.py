@@ -86,7 +86,7 @@ def _requests(scenario: Scenario, world: State, slot: int) -> pd.DataFrame:
     place = world["position"][0, user]
     columns = {
         "slot": torch.full_like(user, slot),
-        "time": torch.full_like(user, slot) * scenario.slot_duration,
+        "time": torch.full_like(user, slot).double() * scenario.slot_duration,
         "user": user,
         "model": column("request"),
         "input_mb": (column("input_bits") / BITS_PER_MB),

@@ -21,6 +21,13 @@ READ_BY = {  # keys of `env` that of the shipped classes only a group's first on
     "mobility_memory": "mobility",
     "mean_speed": "mobility",
     "speed_deviation": "mobility",
+    "zipf_skewness": "demand",
+    "popularity_transition": "demand",
+    "popularity_change_every": "demand",
+    "popularity_scope": "demand",
+    "popularity_observation": "demand",
+    "ranking": "demand",
+    "ranking_seed": "demand",
 }
 
 

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from lightning_t2drl.checks import Misfit, nearest
 from lightning_t2drl.errors import UserError
 
 Array = np.ndarray[Any, Any]
 PARQUET = (".parquet", ".pq")
 LARGEST = 10**8  # numbers of a recording that is held in memory
+LATEST = 1e12  # s
+
+
+def check_columns(columns: Mapping[str, str], known: Sequence[str]) -> None:
+    """Refuse names for columns that nothing reads."""
+    for key in columns:
+        if key not in known:
+            raise Misfit(f"columns.{key}: no such column{nearest(key, known)}; there are {', '.join(known)}")
+
+
+def check_start(start: float | None) -> None:
+    """Refuse a time that is none; `math.nan` and infinity among them."""
+    if start is not None and not abs(start) <= LATEST:
+        raise Misfit(f"start: {start} is not a time in s between -{LATEST:g} and {LATEST:g}")
 
 
 class Recording:
@@ -37,7 +52,7 @@ class Recording:
         if not Path(file).exists():
             raise UserError(f"{self.label} does not exist")
         if not Path(file).is_file():
-            raise UserError(f"{self.label} is a directory, not a file")
+            raise UserError(f"{self.label} is {'a directory, not a file' if Path(file).is_dir() else 'no file'}")
         self.names = dict(columns or {})
         self.table, self.digest = _read(self.label, Path(file).absolute(), Path(file).stat().st_mtime_ns)
         if self.table.empty:
@@ -65,8 +80,13 @@ class Recording:
         values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)
         self.refuse(np.isnan(values), lambda row: f"{name} {column.iloc[row]!r} is no number")
         wrong = (values < low) | (values > high) | ~np.isfinite(values)
-        limits = "not finite" if low == -high else f"below {low:g}" if high == np.inf else f"not {low:g} to {high:g}"
-        self.refuse(wrong, lambda row: f"{name} {column.iloc[row]} is {limits}")
+
+        def fault(row: int) -> str:
+            if not np.isfinite(values[row]):
+                return "not finite"
+            return f"below {low:g}" if values[row] < low else f"above {high:g}"
+
+        self.refuse(wrong, lambda row: f"{name} {column.iloc[row]} is {fault(row)}")
         return values
 
     def whole(self, name: str, count: int, what: str) -> Array:
@@ -86,7 +106,7 @@ class Recording:
             self.refuse(dates.isna().to_numpy(), lambda row: f"{name} {column.iloc[row]!r} is no date")
             values = ((dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)).to_numpy()
         else:
-            values = self.numbers(name)
+            values = self.numbers(name, -LATEST, LATEST)
         back = np.concatenate(([False], values[1:] < values[:-1]))
         self.refuse(back, lambda row: f"{name} goes back from {column.iloc[row - 1]} to {column.iloc[row]}")
         if name == "slot":
@@ -127,7 +147,12 @@ def _read(label: str, path: Path, changed: int) -> tuple[pd.DataFrame, str]:
 def whole_slots(seconds: Array, start: float | None, slot_seconds: float) -> Array:
     """The slot of each row, int64, counted from `start` (None: the first row's slot)."""
     length = slot_seconds or 1.0
-    # A hair's breadth more, so that 3 x 0.1 s is in slot 3 of 0.1 s.
-    slots = np.floor(seconds / length + 1e-6)
-    first = slots[0] if start is None else np.floor(start / length + 1e-6)
+    slots = slot_of(seconds, length)
+    first = slots[0] if start is None else slot_of(start, length)
     return (slots - first).astype(np.int64)
+
+
+def slot_of(seconds: Any, length: float) -> Any:
+    """The number of the slot in which a time is: a hair's breadth later, so that 3 x 0.1 s is in slot 3 of 0.1 s."""
+    slots = seconds / length
+    return np.floor(slots + np.maximum(1e-6, 1e-15 * np.abs(slots)))

@@ -136,6 +136,7 @@ def test_losses_from_a_file(tmp_path):
         ("channel", "distance,path_loss\n", r"holds no rows$"),
         ("channel", "distance,path_loss\n1,60\n1,61\n", r", row 2: distance does not rise$"),
         ("channel", "distance,path_loss\n1,loud\n", r", row 1: path_loss 'loud' is no number$"),
+        ("channel", "distance,path_loss\n1,501\n", r", row 1: path_loss 501 is above 500$"),
         ("channel", "slot,path_loss\n0,60\n", r"^env\.frames_per_episode: an episode takes 100 slots, .* lasts 1$"),
         ("channel", "slot,user,path_loss\n0,10,60\n", r", row 1: user 10 is not a whole number from 0 to 9 \(env\.users\)$"),
         ("mobility", "slot,user,x,y\n3,0,1,1\n2,0,1,1\n", r", row 2: slot goes back from 3 to 2$"),

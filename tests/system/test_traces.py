@@ -18,6 +18,7 @@ from lightning_t2drl.run.commands import run
 from lightning_t2drl.run.trace import trace
 from lightning_t2drl.system import all_caches, load_scenario
 from lightning_t2drl.system.demands.trace import in_turn
+from lightning_t2drl.system.recordings import whole_slots
 
 TARGET = "lightning_t2drl.system.demands.trace.TraceDemand"
 WALK = "lightning_t2drl.system.mobilities.trace.TraceMobility"
@@ -71,6 +72,14 @@ def test_a_file_by_hand(tmp_path):
     assert following["reward", "slot"].tolist() != [[[0.0]], [[0.0]]]  # of the third request
     assert env.play(torch.zeros(2, 1, 3, 2))["reward", "slot"].tolist() == [[[0.0]], [[0.0]]]  # nobody asks
     check_env_specs(EdgeAIGCEnv(s, 3))
+
+
+@pytest.mark.parametrize("begin", [0.0, 1.7e9])
+@pytest.mark.parametrize("length", [0.1, 0.007, 60.0])
+def test_multiples_of_a_slot_are_in_that_slot(begin, length):
+    number = np.arange(10_000)
+    seconds = (round(begin / length) + number) * length
+    assert (whole_slots(seconds, None, length) == number).all()
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
@@ -178,6 +187,7 @@ BAD = {
     "NaN": ("slot,model,output_mb\n0,1,\n", r"t\.csv, row 1: output_mb is missing$"),
     "infinite": ("time,model\ninf,1\n", r"t\.csv, row 1: time inf is not finite$"),
     "no column": ("slot,service\n0,1\n", r"t\.csv has no column 'model'; there are slot, service$"),
+    "never": ("time,model\n1e300,1\n", r"t\.csv, row 1: time 1e\+300 is above 1e\+12$"),
     "no time": ("model\n1\n", r"t\.csv has no column 'time'; there are model$"),
     "cell": ("slot,model,cell\n0,1,1\n", r"t\.csv, row 1: cell 1 is not a whole number from 0 to 0 \(env\.cells\)$"),
     "user": ("slot,model,user\n0,1,10\n", r"t\.csv, row 1: user 10 is not a whole number from 0 to 9 \(env\.users\)$"),
@@ -186,6 +196,33 @@ BAD = {
     "too short": ("slot,model\n0,1\n", r"^env\.frames_per_episode: an episode takes 6 slots, .* lasts 1$"),
     "nothing to train on": ("slot,model\n0,1\n7,1\n", r"^env\.demand\.held_out: no episode of 6 slots is left for tr"),
 }
+
+
+IDLE = {
+    "columns.tme: no such column; the nearest is time; there are time, slot": {"keys": {"columns": {"tme": "when"}}},
+    "models: 1 different names for 10 models": {"keys": {"models": ["cat"] * 10}},
+    "start: nan is not a time in s": {"keys": {"start": float("nan")}},
+}
+
+
+@pytest.mark.parametrize("line", IDLE)
+def test_keys_that_would_count_for_nothing_are_refused(line, tmp_path):
+    rows = "".join(f"{slot},{slot % 10}\n" for slot in range(20))
+    with pytest.raises(UserError, match=rf"^env\.demand\.{line}"):
+        played(write(tmp_path / "t.csv", f"slot,model\n{rows}"), **SHORT, **IDLE[line])
+
+
+@pytest.mark.parametrize("key", ["zipf_skewness", "popularity_observation", "ranking"])
+def test_a_recording_has_its_own_popularity(key, tmp_path):
+    with pytest.raises(UserError, match=rf"^env\.{key}: counts for nothing beside env/demand=trace$"):
+        played(tmp_path / "t.csv", **{key: None})
+
+
+def test_names_of_models_may_be_numbers(tmp_path):
+    names = [str(9 - model) for model in range(10)]
+    file = write(tmp_path / "t.csv", "slot,model\n" + "".join(f"{slot},{slot % 10}\n" for slot in range(20)))
+    asked = played(file, keys={"models": names}, users=1, **SHORT).requests.request_table
+    assert asked[:12, 0].tolist() == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 9, 8]
 
 
 @pytest.mark.parametrize("case", BAD)
@@ -231,6 +268,7 @@ def test_the_command_writes_a_file_that_it_never_overwrites(tmp_path, capsys):
         assert re.search(r"written to .*: 12 requests of 4 users in 3 slots", capsys.readouterr().out.replace("\n", ""))
     read = pd.read_csv(tmp_path / "t.csv"), pd.read_parquet(tmp_path / "t.parquet")
     pd.testing.assert_frame_equal(*read, check_dtype=False, rtol=1e-5)
+    assert read[1]["time"].dtype == float  # float32 would put 8.2 s into slot 81 of 0.1 s
     for wrong in (f"output={tmp_path}/t.csv", f"output={tmp_path}/t.txt", f"output={tmp_path}/no/t.csv"):
         with pytest.raises(UserError, match=r"^output: "):
             run("trace", [*words, wrong])

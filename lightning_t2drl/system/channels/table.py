@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.system.channels.base import Channel, Links
-from lightning_t2drl.system.recordings import Array, Recording, whole_slots
+from lightning_t2drl.system.recordings import Array, Recording, check_start, whole_slots
 from lightning_t2drl.system.scenario import Scenario
 
 KEY = "env.channel.file"
@@ -23,6 +23,9 @@ class TableConfig:
     _target_: str = ""
     file: str = ""
     start: float | None = None
+
+    def __post_init__(self) -> None:
+        check_start(self.start)
 
 
 class TableChannel(Channel):
@@ -40,6 +43,10 @@ class TableChannel(Channel):
         device = scenario.sites.device
         self.knots: Tensor | None = None
         if recording.has("distance"):
+            if config.start is not None:
+                raise UserError(
+                    f"env.channel.start: counts for nothing with {config.file}, whose losses are by distance"
+                )
             distance = recording.numbers("distance", 0)
             recording.refuse(np.diff(distance, prepend=-1.0) <= 0, lambda row: "distance does not rise")
             self.knots = torch.tensor(distance, device=device).float()

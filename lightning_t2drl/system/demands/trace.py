@@ -12,13 +12,14 @@ from torch import Tensor
 
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.system.demands.base import Demand, Recorded
-from lightning_t2drl.system.recordings import Array, Recording, whole_slots
+from lightning_t2drl.system.recordings import Array, Recording, check_columns, check_start, slot_of, whole_slots
 from lightning_t2drl.system.scenario import Scenario
 
 KEY = "env.demand.file"
 BITS_PER_MB = 8e6
 LARGEST_MB = 1e9
 LONGEST_WAIT = 100  # slots
+COLUMNS = ("time", "slot", "model", "user", "input_mb", "output_mb", "cell")
 HELD_OUT = 0.2  # share of the recording, at its end, that training does not see where nothing is said
 
 
@@ -32,6 +33,10 @@ class TraceConfig:
     models: list[str] = field(default_factory=list)
     start: float | None = None
     held_out: list[list[float]] | None = None
+
+    def __post_init__(self) -> None:
+        check_columns(self.columns, COLUMNS)
+        check_start(self.start)
 
 
 class TraceDemand(Demand):
@@ -69,7 +74,7 @@ class TraceDemand(Demand):
         device, place = s.sites.device, (slot, turn)
         first = seconds[0] if config.start is None else config.start
         step = s.slot_duration or 1.0
-        self.begin, self.step = np.floor(first / step + 1e-6) * step, step
+        self.begin, self.step = slot_of(first, step) * step, step
 
         def table(values: Array, missing: float, kind: torch.dtype) -> Tensor:
             dense = np.full((slot.max() + 1, s.users), missing)
@@ -164,10 +169,10 @@ def in_turn(slots: Array, user: Array) -> Array:
 def _models(recording: Recording, scenario: Scenario, names: list[str]) -> Array:
     """The number of each row's model, int64: given as such, or by its name."""
     column = recording.column("model")
-    if pd.to_numeric(column, errors="coerce").notna().all():
+    if names and (len(names) != scenario.models or len({*names}) != len(names)):
+        raise UserError(f"env.demand.models: {len({*names})} different names for {scenario.models} models")
+    if not names and pd.to_numeric(column, errors="coerce").notna().all():
         return recording.whole("model", scenario.models, "the models there are")
-    if names and len(names) != scenario.models:
-        raise UserError(f"env.demand.models: {len(names)} names for {scenario.models} models")
     names = names or list(scenario.model_names)
     known = column.astype(str).map({name: place for place, name in enumerate(names)})
     recording.refuse(known.isna().to_numpy(), lambda row: f"model {column.iloc[row]!r} is none of {_few(names)}")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.system.mobilities.base import Mobility, Walk
-from lightning_t2drl.system.recordings import Recording, whole_slots
+from lightning_t2drl.system.recordings import Recording, check_columns, check_start, slot_of, whole_slots
 from lightning_t2drl.system.scenario import Scenario
 
 KEY = "env.mobility.file"
@@ -25,6 +25,10 @@ class TraceMobilityConfig:
     file: str = ""
     columns: dict[str, str] = field(default_factory=dict)
     start: float | None = None
+
+    def __post_init__(self) -> None:
+        check_columns(self.columns, ("time", "slot", "user", "x", "y"))
+        check_start(self.start)
 
 
 class TraceMobility(Mobility):
@@ -46,7 +50,7 @@ class TraceMobility(Mobility):
             raise UserError(f"{recording.label} ends before env.mobility.start {config.start} s")
         recording.small_enough(slots, scenario.users, 2)
         step = length or 1.0
-        start = np.floor((seconds[0] if config.start is None else config.start) / step + 1e-6) * step
+        start = slot_of(seconds[0] if config.start is None else config.start, step) * step
         table, times = np.empty((slots, scenario.users, 2)), start + step * np.arange(slots)
         for number in range(scenario.users):
             own = user == number
