@@ -51,10 +51,11 @@ def read_catalogue(given: Any, directories: Iterable[str] = ()) -> Any:
         return given
     roots = [*map(Path, directories), CONFIG_ROOT]
     path = _file(KEY, "catalogue", given, roots, Path())
-    models = _load(KEY, path).get("models")
+    content = _load(KEY, path)
+    models = content.get("models")
     if not isinstance(models, list) or not all(isinstance(model, dict) for model in models):
         raise UserError(f"{KEY}={given}: holds no list of models")
-    return {"name": path.stem, "models": [_whole(model, roots, path.parent) for model in models]}
+    return content | {"name": path.stem, "models": [_whole(model, roots, path.parent) for model in models]}
 
 
 def _whole(model: Mapping[str, Any], roots: Sequence[Path], beside: Path) -> dict[str, Any]:

@@ -78,10 +78,13 @@ def models_of(catalogue: Any) -> list[ModelConfig]:
     Raises:
         UserError: one line naming the model and the key.
     """
-    if not isinstance(catalogue, Mapping) or not catalogue.get("models"):
+    listed = catalogue.get("models") if isinstance(catalogue, Mapping) else None
+    if not isinstance(listed, list) or not listed or not all(isinstance(model, Mapping) for model in listed):
         raise UserError(f"{KEY}: {catalogue!r} is neither the name of a catalogue nor a group of models")
+    if unknown := [key for key in catalogue if key not in ("name", "models")]:
+        raise UserError(f"{KEY}.{unknown[0]}: no such key; a catalogue has models, and perhaps a name")
     models, seen = [], set()
-    for number, values in enumerate(catalogue["models"]):
+    for number, values in enumerate(listed):
         name = str(values.get("name") or f"models[{number}]")
         if name in seen:
             raise UserError(f"{KEY}.{name}: two models have this name")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 from yaml import YAMLError
@@ -58,8 +58,7 @@ def load_scenario(name: str = "paper", **overrides: Any) -> Scenario:
     Raises:
         UserError: there is no such scenario or key, or the value is not possible.
     """
-    content = OmegaConf.to_container(_load_env_file(_env_file(str(name))), resolve=True)
-    assert isinstance(content, dict)
+    content = _load_env_file(_env_file(str(name)))
     values: dict[str, Any] = {str(key): value for key, value in content.items() if key != "num_envs"}
     said: list[str] = []
     for name_given, given in overrides.items():
@@ -110,21 +109,29 @@ def _env_file(name: str, beside: Path | None = None) -> Path:
     raise UserError(f"env={name}: no such scenario; there are {known}, and files of your own as PATH.yaml")
 
 
-def _load_env_file(path: Path) -> DictConfig:
+def _load_env_file(path: Path) -> dict[str, Any]:
     """An env file on top of those that its `defaults:` name, as Hydra would compose it."""
     chosen: dict[str, dict[str, Any]] = {}
     content = _own_and_bases(path, chosen)
-    merged = OmegaConf.merge(chosen, content)
-    assert isinstance(merged, DictConfig)
-    return merged
+    try:
+        merged = OmegaConf.to_container(OmegaConf.merge(chosen, content), resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"env={path}: {error.full_key or ''}: {str(error.msg or error).splitlines()[0]}") from None
+    assert isinstance(merged, dict)
+    return {str(key): value for key, value in merged.items()}
 
 
-def _own_and_bases(path: Path, chosen: dict[str, dict[str, Any]]) -> DictConfig:
+def _own_and_bases(path: Path, chosen: dict[str, dict[str, Any]], above: tuple[Path, ...] = ()) -> DictConfig:
     """Keys of an env file and of those that its `defaults:` name; what they choose of `PARTS` goes into `chosen`."""
+    if path in above:
+        raise UserError(f"env={path}: its defaults lead back to itself")
     content = _yaml(f"env={path}", path)
-    defaults = list(content.pop("defaults", []))
+    given = content.pop("defaults", ListConfig([]))
+    if not isinstance(given, ListConfig):
+        raise UserError(f"env={path}: its defaults are no list, such as [paper, _self_]")
+    defaults = list(given)
     bases = [str(base) for base in defaults if base != "_self_" and not isinstance(base, Mapping)]
-    layers = [_own_and_bases(_env_file(base, path), chosen) for base in bases]
+    layers = [_own_and_bases(_env_file(base, path), chosen, (*above, path)) for base in bases]
     for entry in (entry for entry in defaults if isinstance(entry, Mapping)):  # such as {override channel: umi}
         for group, choice in entry.items():
             name = str(group).removeprefix("override ").rpartition("/")[2]

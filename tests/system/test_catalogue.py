@@ -205,6 +205,14 @@ def test_a_bad_model_is_one_line_that_names_it(line, keys):
     assert str(error.value).startswith(f"env.catalogue.mine.{line}") and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("models", [["image1"], {"image1": {}}, "image1"])
+def test_models_are_groups_of_keys(models):
+    with pytest.raises(UserError, match=r"^env\.catalogue\.modles: no such key; a catalogue has models"):
+        load_scenario("paper", catalogue={"models": [model("mine")], "modles": models})
+    with pytest.raises(UserError, match=r"^env\.catalogue: .* is neither the name of a catalogue nor a group"):
+        load_scenario("paper", catalogue={"models": models})
+
+
 def test_files_of_ones_own(tmp_path):
     (tmp_path / "service").mkdir()
     (tmp_path / "service" / "sketch.yaml").write_text(

@@ -137,6 +137,23 @@ def test_an_unknown_scenario_names_those_there_are():
         load_scenario("nowhere")
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("defaults: [other]\n", r"its defaults lead back to itself"),
+        ("defaults: 3\n", r"its defaults are no list, such as \[paper, _self_\]$"),
+        ("users: ${nope}\n", r"users: Interpolation key 'nope' not found$"),
+        ("users: ???\n", r"users: Missing mandatory value: users$"),
+    ],
+)
+def test_what_is_wrong_with_a_file_of_ones_own_is_one_line(text, line, tmp_path):
+    (tmp_path / "other.yaml").write_text("defaults: [mine]\n")
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=line) as raised:
+        load_scenario(tmp_path / "mine.yaml")
+    assert str(raised.value).startswith("env=") and "\n" not in str(raised.value)
+
+
 def test_nobody_arrives_where_everybody_is_present():
     with pytest.raises(UserError, match=r"env.arrival_rate: everybody is present"):
         load_scenario("paper", arrival_rate=0.2)
