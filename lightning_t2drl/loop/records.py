@@ -212,21 +212,39 @@ def read_records(directory: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The tables of `slots.parquet` and `frames.parquet`.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or they cannot be read.
     """
     _pyarrow()
+    tables = []
+    for path in (Path(directory) / name for name in FILES):
+        if not path.is_file():
+            raise UserError(f"{directory}: no records; evaluate with records=true")
+        try:
+            tables.append(pd.read_parquet(path))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: damaged, or no Parquet ({next(iter(str(error).splitlines()), '')})") from None
+    return tables[0], tables[1]
+
+
+def read_facts(directory: str | Path) -> dict[str, Any]:
+    """What the records say of their worlds: `worlds`, how many, and `scenario`, what `Scenario.as_dict` returned.
+
+    Raises:
+        UserError: they say nothing.
+    """
+    _, parquet = _pyarrow()
+    path = Path(directory) / FILES[0]
     try:
-        slots, frames = (pd.read_parquet(Path(directory) / name) for name in FILES)
-    except OSError:
-        raise UserError(f"{directory}: no records; evaluate with records=true") from None
-    return slots, frames
+        facts = json.loads(parquet.read_schema(path).metadata[KEY])
+        return {"worlds": int(facts["worlds"]), "scenario": dict(facts["scenario"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: not written by evaluate with records=true, or by another version") from None
 
 
 def episode_means(directory: str | Path) -> dict[str, Tensor]:
     """What `evaluate` returned while these records were written, exactly: means by metric, [worlds] each."""
     slots, frames = read_records(directory)
-    _, parquet = _pyarrow()
-    facts = json.loads(parquet.read_schema(Path(directory) / FILES[0]).metadata[KEY])
+    facts = read_facts(directory)
     s = _scenario(facts["scenario"])
     shape = (facts["worlds"], s.cells, s.users)
     optional = ("handover",) * (s.cells > 1) + ("nearby",) * (s.cells > 1 and s.edge_link_rate is not None)

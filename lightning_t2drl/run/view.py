@@ -20,7 +20,7 @@ from lightning_t2drl.cachers.oracle import OracleCacher, OracleConfig
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.files import write_atomically
 from lightning_t2drl.loop.evaluation import evaluate
-from lightning_t2drl.loop.records import FILES, KEY, Recorder, read_records
+from lightning_t2drl.loop.records import FILES, Recorder, read_facts, read_records
 from lightning_t2drl.run.compose import Composed
 from lightning_t2drl.run.evaluate import load_policies
 from lightning_t2drl.run.overrides import parse, read
@@ -38,6 +38,8 @@ ROWS = 2048  # slots of cells that are solved at once
 LOSSES = ("cache", "bandwidth", "steps", "unproven")
 OF_RECORDS = ("records", "episodes", "oracle_slots", "output_dir", "progress_bar")  # keys that count beside records
 ABSENT = 255
+NEEDED = ("model", "input_bits", "output_bits", "gain", "hit", "nearby", "violated", "x", "y", "bandwidth", "steps",
+          "delay", "utility")  # fmt: skip
 COPIED = ("request", "input_bits", "output_bits", "gain", "handover", "uplink_interference", "downlink_interference")
 
 
@@ -137,18 +139,30 @@ def read_played(directory: Path, episodes: int) -> Played:
         UserError: there are no records, or they lack what a page needs.
     """
     slots, frames = read_records(directory)
-    import pyarrow.parquet as parquet
-
-    facts = json.loads(parquet.read_schema(directory / FILES[0]).metadata[KEY])
+    facts = read_facts(directory)
     try:
         s = read_scenario(facts["scenario"])
     except (KeyError, TypeError):
         raise UserError(f"{directory}: records of another version; evaluate anew with records=true") from None
+    try:
+        return _dense(directory, slots, frames, s, min(episodes, facts["worlds"]))
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
+        why = " ".join(str(error).split())
+        raise UserError(f"{directory}: the records lack something, or hold what cannot be ({why})") from None
+
+
+def _dense(directory: Path, slots: pd.DataFrame, frames: pd.DataFrame, s: Scenario, n: int) -> Played:
+    """Rows of the first `n` worlds as arrays."""
+    if missing := [name for name in NEEDED if name not in slots]:
+        raise ValueError(f"{FILES[0]} has no column {missing[0]}")
     if s.cells > 1 and "uplink_interference" not in slots:
         raise UserError(f"{directory}: records without interference; evaluate anew with records=true")
-    n = min(episodes, facts["worlds"])
     slots, frames = slots[slots["world"] < n], frames[frames["world"] < n]
-    shape = (int(slots["slot"].max()) + 1, n, s.cells, s.users)
+    if len(frames) != s.frames_per_episode * n * s.cells:
+        raise ValueError(f"{FILES[1]} has {len(frames)} rows of {s.frames_per_episode * n * s.cells}")
+    shape = (s.slots_per_episode, n, s.cells, s.users)
     place = tuple(torch.tensor(slots[name].to_numpy()).long() for name in ("slot", "world", "cell", "user"))
 
     def dense(values: pd.Series) -> Tensor:
@@ -158,10 +172,9 @@ def read_played(directory: Path, episodes: int) -> Played:
     columns = {name: dense(slots[name]) for name in slots if name not in ("slot", "world", "cell", "user", "frame")}
     columns["request"] = columns.pop("model").long()
     attached = torch.zeros(shape, dtype=torch.bool).index_put_(place, torch.tensor(True))
-    count = len(frames) // (n * s.cells)
     frames = frames.sort_values(["frame", "world", "cell"])
     state = torch.tensor(frames["popularity_state"].to_numpy()).long()
-    place_of_frame = count, n, s.cells
+    place_of_frame = s.frames_per_episode, n, s.cells
 
     def caches(name: str) -> Tensor:
         held = torch.zeros(len(frames), s.models, dtype=torch.bool)

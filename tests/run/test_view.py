@@ -8,12 +8,14 @@ import subprocess
 
 import numpy as np
 import pandas as pd
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.loop.records import FILES, read_records
 from lightning_t2drl.run.commands import run
-from lightning_t2drl.run.view import LOSSES, read_scenario
+from lightning_t2drl.run.view import LOSSES, read_played, read_scenario
 from lightning_t2drl.system import load_scenario
 
 SMALL = ["env.frames_per_episode=2", "env.slots_per_frame=2", "progress_bar=false", "oracle_slots=8", "episodes=2"]
@@ -41,6 +43,39 @@ def test_losses_add_up_to_the_distance_from_the_bound(view):
     assert np.abs(lost - (cells["bound"] - cells["utility"]))[there].max() < 4e-4
     assert cells["unproven"].max() < 0.02  # the exact allocation is near its bound
     assert cells["cache"].min() >= 0 and cells["unproven"].min() >= -1e-4 and lost[there].min() >= -1e-4
+
+
+def rewritten(path, change, metadata=None):
+    """A Parquet file with other rows, or with other facts."""
+    table = parquet.read_table(path)
+    changed = pyarrow.Table.from_pandas(change(table.to_pandas()), preserve_index=False)
+    parquet.write_table(changed.replace_schema_metadata(metadata or table.schema.metadata), path)
+
+
+DAMAGE = {
+    "damaged, or no Parquet": lambda path: path.write_bytes(path.read_bytes()[:400]),
+    "no records": lambda path: path.unlink(),
+    "has no column gain": lambda path: rewritten(path, lambda rows: rows.drop(columns="gain")),
+    "what cannot be": lambda path: rewritten(path, lambda rows: rows.assign(user=99)),
+    "has 1 rows of": lambda path: rewritten(path.with_name(FILES[1]), lambda rows: rows[:1]),
+    "not written by evaluate": lambda path: rewritten(path, lambda rows: rows, {b"lightning_t2drl": b"{"}),
+}
+
+
+@pytest.mark.parametrize("said", DAMAGE)
+def test_damaged_records_are_named_in_one_line(view, said, tmp_path):
+    records = shutil.copytree(view.page.parent / "records", tmp_path / "records")
+    DAMAGE[said](records / FILES[0])
+    with pytest.raises(UserError, match=said) as raised:
+        read_played(records, 2)
+    assert "\n" not in str(raised.value)
+
+
+def test_slots_in_which_nobody_asks_are_played_too(view, tmp_path):
+    records = shutil.copytree(view.page.parent / "records", tmp_path / "records")
+    rewritten(records / FILES[0], lambda rows: rows[rows["slot"] < 3])
+    played = read_played(records, 2)
+    assert len(played.attached) == 4 and not played.attached[3].any()
 
 
 def test_the_page_holds_what_was_played_and_needs_no_network(view):

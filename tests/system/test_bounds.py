@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp, minimize
 
+from lightning_t2drl.envs import EdgeAIGCEnv
 from lightning_t2drl.system import all_caches, load_scenario, serve
 from lightning_t2drl.system.bounds import oracle_caches, slot_bound
 from lightning_t2drl.system.cells import held_elsewhere
@@ -266,3 +267,11 @@ def test_cells_that_cooperate_hold_different_models():
         for name, caches in (("single", single), ("joint", joint))
     }
     assert value["joint"] > value["single"] + 0.01
+
+
+def test_a_link_without_power_is_starved_not_nan():
+    scenario = load_scenario("paper", user_power_dbm=-300.0, station_power_dbm=-300.0)
+    cells = EdgeAIGCEnv(scenario, 2, 0).observe()
+    slot = {name: cells[name][:, 0] for name in ("request", "input_bits", "output_bits", "gain", "cache", "attached")}
+    found = slot_bound(scenario, **slot)
+    assert all(found[name].isfinite().all() for name in ("bound", "achieved", "bandwidth", "steps"))

@@ -21,6 +21,7 @@ BOUND_LENIENCE, DEADLINE_SLACK, BANDWIDTH_SLACK = 1e-6, 2e-5, 1e-6
 STARVED, LATE, ON_TIME = 0, 1, 2
 CLOSE = 1e-6  # a gap in utility per user too small to search for
 TINY = 1e-300
+NEVER = 1e30  # s; a link without any power takes infinitely long
 
 
 class Plan(NamedTuple):
@@ -133,7 +134,7 @@ def users_of(
         start, rise = start * by_cost, rise * by_cost
     deadline = _double(curve.deadline)
     return Users(
-        link=link.double(),
+        link=link.double().clamp_max(NEVER),
         fixed=beyond.double() + waits,
         hit=hit,
         attached=attached,
