@@ -158,7 +158,7 @@ class Cell:
             table = self.policy["scenario"]["request_probability"]
             # With rankings of their own the states of all cells are counted through.
             states = len(table) * len(table[0]) if isinstance(table[0][0], list) else len(table)
-            return np.eye(states, dtype=np.float32)[_indices("popularity", np.atleast_1d(value), states)[0]]
+            return np.eye(states, dtype=np.float32)[_indices("popularity", np.asarray(value)[None], states)[0]]
         counts = _numbers("popularity", value, self.models, 0.0, 1e12, "models")
         total = counts.sum()
         return counts / total if total else np.full(self.models, 1 / self.models, np.float32)
@@ -337,7 +337,8 @@ def _numbers(
     name: str, value: ArrayLike, length: int, low: float, high: float, of: str = "users"
 ) -> NDArray[np.float32]:
     """Float32 [length] within [low, high]; NaN is not."""
-    array = _array(name, value, np.float32, length, of)
+    with np.errstate(over="ignore"):  # beyond float32 is beyond `high`
+        array = _array(name, value, np.float32, length, of)
     if not (array.min() >= low and array.max() <= high):
         bad = int(np.argmin((array >= low) & (array <= high)))
         raise ValueError(f"{name}: {np.ravel(value)[bad]} of {of[:-1]} {bad} is not a number from {low:g} to {high:g}")

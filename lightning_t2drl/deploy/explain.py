@@ -54,7 +54,7 @@ def read_situation(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
             content = json.loads(Path(source).read_text())
         except OSError as error:
             raise UserError(f"{source}: cannot be read ({error.strerror})") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{source}: no JSON ({error})") from None
     where = "" if isinstance(source, Mapping) else f"{source}: "
     if not isinstance(content, Mapping):

@@ -80,5 +80,6 @@ def share(ours: dict[str, Any], best: dict[str, Any]) -> float:
 
 
 def improvement(ours: dict[str, Any], theirs: dict[str, Any], key: str) -> float:
-    """By how many percent the first mean exceeds the second."""
-    return 100 * (ours[key]["mean"] / theirs[key]["mean"] - 1)
+    """By how many percent the first mean exceeds the second; NaN over nothing."""
+    base = theirs[key]["mean"]
+    return 100 * (ours[key]["mean"] / base - 1) if base else float("nan")

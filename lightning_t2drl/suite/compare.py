@@ -274,8 +274,9 @@ def _draw_curves(curves: dict[str, list[pd.DataFrame]], groups: Groups, x: str, 
     for axes, column in zip(panels, ("utility", "hit_ratio"), strict=True):
         ends: list[End] = []
         for name, tables in curves.items():
-            if own := [t.set_index(x)[column].rename(str(i)) for i, t in enumerate(tables) if x in t and column in t]:
-                ends.append(learning_curve(axes, pd.concat(own, axis=1).dropna(), scheme_name(name), look[name]))
+            own = [t.set_index(x)[column].rename(str(i)) for i, t in enumerate(tables) if x in t and column in t]
+            if own and len(curve := pd.concat(own, axis=1).dropna()):
+                ends.append(learning_curve(axes, curve, scheme_name(name), look[name]))
         for name in (name for name in groups if name in REFERENCES and name not in curves):
             ends.append(across(axes, name, groups[name][0].metrics[column]["mean"]))
         axes.set_xlabel(QUANTITIES[x])

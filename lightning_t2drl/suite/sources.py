@@ -97,7 +97,8 @@ def _evaluation(path: Path) -> list[Source]:
 def _table(path: Path) -> list[Source]:
     table = pd.read_csv(path)
     if "scheme" not in table:
-        assert "frame" in table and len(table)
+        if "frame" not in table or not len(table):
+            raise ValueError(path)
         return [_unfinished(path.parent.name, path, table)]
     sources = []
     for _, row in table.iterrows():

@@ -302,6 +302,7 @@ def test_a_whole_number_of_numpy_will_do(policies):
 WRONG_DEMAND = [
     ("mlps", (3,), "popularity: 3 is not among 0 to 2"),
     ("mlps", (0.5,), "popularity: need whole numbers"),
+    ("mlps", ([1],), "popularity: need whole numbers"),
     ("ddpg", ([1, 2, 3], [True] * 4), "popularity: shape"),
     ("ddpg", ([-1] * 4, [True] * 4), "popularity: -1 of model 0"),
     ("ddpg", ([1] * 4,), "held: missing"),
@@ -528,7 +529,7 @@ def test_explanations_agree_with_and_without_pytorch_and_stay_below_the_bound(po
 @pytest.mark.parametrize(
     ("change", "said"),
     [({"snr": 3}, "snr: no such key; the nearest is snr_db"), ({"request": [0, 9]}, "request: 9 is not among"),
-     ({"input_mb": [6.0] * 9}, "input_mb"), ({"held": [4]}, "held: .* from 0 to 3"), ({"popularity": None}, "popularity"),
+     ({"input_mb": [6.0] * 9}, "input_mb"), ({"input_mb": [1e300] * 10}, "input_mb .*8e\\+306 of user 0"), ({"held": [4]}, "held: .* from 0 to 3"), ({"popularity": None}, "popularity"),
      ({"cache": [0, 1, 2, 3]}, "cache: takes 14 GB"), ({"snr_db": None}, "gain, snr_db")],
 )  # fmt: skip
 def test_a_situation_that_cannot_be_is_refused_in_one_line(policies, change, said):

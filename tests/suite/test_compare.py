@@ -53,13 +53,22 @@ def test_a_name_given_twice_is_one_scheme_and_nameless_twins_keep_their_paths(he
     assert list(gather(["a"])) == ["t2drl"]
 
 
+def test_a_curve_without_a_number_is_left_out(here):
+    (here / "run").mkdir()
+    (here / "run" / "evaluations.csv").write_text("frame,slots,utility,hit_ratio\n2,4,nan,0.5\n")
+    run("compare", ["a", "run", "output_dir=c"])
+    assert (here / "c" / "curves.png").stat().st_size > 0
+
+
 def test_mistakes_end_in_one_line(here):
     (here / "empty").mkdir()
     (here / "odd.json").write_text("[1, 2")
+    (here / "odd.csv").write_text("a,b\n1,2\n")
     for words, said in (
         (["outputdir=x"], "nearest is output_dir"),
         (["empty"], "empty: holds nothing"),
         (["odd.json"], "odd.json"),
+        (["odd.csv"], "odd.csv: nothing that can be compared"),
         ([], "runs: missing"),
     ):
         with pytest.raises(UserError, match=said):
