@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +145,8 @@ def compare(
     return {
         "name": name,
         "scenario": scenario.name,
+        "users": scenario.users,
+        "values": digest(scenario),
         "episodes": episodes,
         "seed": seed,
         "deadline": scenario.deadline if isinstance(scenario.deadline, float) else None,
@@ -150,6 +154,11 @@ def compare(
         "schemes": {name: scheme},
         "references": beside,
     }
+
+
+def digest(scenario: Scenario) -> str:
+    """A few characters that tell scenarios of one name apart."""
+    return hashlib.sha256(json.dumps(scenario.as_dict(), sort_keys=True).encode()).hexdigest()[:8]
 
 
 REFERENCES: dict[str, Callable[[Scenario], tuple[Cacher, Allocator]]] = {

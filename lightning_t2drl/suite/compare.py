@@ -18,6 +18,7 @@ from lightning_t2drl.checks import nearest
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.files import write_atomically
 from lightning_t2drl.run.compose import Composed
+from lightning_t2drl.run.evaluate import RESULT
 from lightning_t2drl.run.figures import save, style
 from lightning_t2drl.run.labels import QUANTITIES, REFERENCES, End, across, label_ends, looks, scheme_name
 from lightning_t2drl.run.results_dir import new_directory
@@ -102,9 +103,14 @@ def gather(words: Sequence[str]) -> Groups:
     groups: Groups = {}
     for label, source in found:
         others = [s for other, s in found if other is None and s.name == source.name and s.path != source.path]
-        chosen = label or (str(source.path) if others else source.name)
+        chosen = label or (str(_place(source.path)) if others else source.name)
         groups.setdefault(chosen, []).append(replace(source, name=chosen))
     return groups
+
+
+def _place(path: Path) -> Path:
+    """A run's directory, where its file has the name that all have."""
+    return path.parent if path.name == RESULT and path.parent != Path() else path
 
 
 def _references(groups: Groups) -> Groups:
@@ -182,7 +188,9 @@ def notes(groups: Groups) -> list[str]:
     worlds = dict.fromkeys(source.played for sources in groups.values() for source in sources)
     if len(worlds) > 1:
         said = ["; ".join(map(str, world)) if world else "unknown" for world in worlds]
-        lines.append(f"not all met the same worlds (scenario; episodes; seed): {' | '.join(said)}")
+        lines.append(
+            f"not all met the same worlds (scenario; episodes; seed; users; digest of the scenario): {' | '.join(said)}"
+        )
     return lines
 
 

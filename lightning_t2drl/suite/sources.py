@@ -34,7 +34,7 @@ class Source:
         name: of the scheme; the user's, or the run's own.
         path: where it was found.
         metrics: by name `mean`, `standard_error` over episodes (None if unknown), and of some their own `episodes`.
-        played: scenario, episodes and seed of the evaluation, so far as they are known.
+        played: scenario, episodes, seed, users and a digest of the scenario's values, so far as they are known.
         references: metrics of RCARS and the oracle on the same worlds.
         curve: one row per evaluation during training, with `frame` and `slots`.
         note: what a reader should know of it.
@@ -89,7 +89,8 @@ def _directory(path: Path) -> list[Source]:
 
 def _evaluation(path: Path) -> list[Source]:
     results = json.loads(path.read_text())
-    played = (results["scenario"], results["episodes"], results["seed"])
+    told = ("scenario", "episodes", "seed", "users", "values")  # the last two are not in those of earlier versions
+    played = tuple(results[key] for key in told if key in told[:3] or key in results)
     references = results.get("references", {})
     return [Source(name, path, scheme, played, references) for name, scheme in results["schemes"].items()]
 

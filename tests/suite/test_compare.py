@@ -7,10 +7,10 @@ import pytest
 
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.run.commands import run, spelt_out
-from lightning_t2drl.suite.compare import gather
+from lightning_t2drl.suite.compare import gather, notes
 
 
-def evaluation(path, utilities, name="t2drl"):
+def evaluation(path, utilities, name="t2drl", **played):
     """An `evaluation.json` with these episodes' utilities."""
     values = np.array(utilities)
     metric = {"mean": values.mean(), "standard_error": values.std(ddof=1) / len(values) ** 0.5, "episodes": utilities}
@@ -20,7 +20,7 @@ def evaluation(path, utilities, name="t2drl"):
         "episodes": len(values),
         "seed": 1,
         "schemes": {name: {"utility": metric}},
-    }
+    } | played
     path.mkdir()
     (path / "evaluation.json").write_text(json.dumps(content))
 
@@ -49,7 +49,7 @@ def test_episodes_on_the_same_worlds_are_compared_pair_by_pair(here):
 
 def test_a_name_given_twice_is_one_scheme_and_nameless_twins_keep_their_paths(here):
     assert {name: len(s) for name, s in gather(["all=a", "all=b"]).items()} == {"all": 2}
-    assert list(gather(["*"])) == ["a/evaluation.json", "b/evaluation.json"]
+    assert list(gather(["*"])) == ["a", "b"]
     assert list(gather(["a"])) == ["t2drl"]
 
 
@@ -58,6 +58,13 @@ def test_a_curve_without_a_number_is_left_out(here):
     (here / "run" / "evaluations.csv").write_text("frame,slots,utility,hit_ratio\n2,4,nan,0.5\n")
     run("compare", ["a", "run", "output_dir=c"])
     assert (here / "c" / "curves.png").stat().st_size > 0
+
+
+def test_scenarios_of_one_name_with_other_values_are_other_worlds(here):
+    evaluation(here / "more", [0.3, 0.4, 0.5], users=20, values="0a")
+    evaluation(here / "other", [0.3, 0.4, 0.6], users=20, values="0b")
+    assert notes(gather(["a", "b"])) == []
+    assert "paper; 3; 1; 20; 0a | paper; 3; 1; 20; 0b" in notes(gather(["x=more", "y=other"]))[0]
 
 
 def test_mistakes_end_in_one_line(here):
