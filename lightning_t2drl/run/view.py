@@ -49,7 +49,8 @@ class View:
 
     Args:
         page: the HTML file.
-        losses: mean loss per slot and cell by cause, in utility; their sum is what the bound exceeds the policy by.
+        losses: mean loss per slot and cell by cause, in utility; their sum is what the bound exceeds the policy by;
+            `cache` is left out where the oracle's cache is not known.
     """
 
     page: Path
@@ -325,7 +326,8 @@ def page_content(
         "step_budget": s.step_budget,
         "deadline": deadline.tolist() if isinstance(deadline, Tensor) else [deadline] * s.models,
         "model_names": list(s.model_names),
-        "means": {name: round(together[name].mean().item(), 5) for name in LOSSES},
+        "means": {name: round(together[name].mean().item(), 5) for name in LOSSES
+                  if name != "cache" or oracle is not None},
     }  # fmt: skip
 
 

@@ -111,6 +111,8 @@ def test_the_oracles_caches_are_those_recorded(view, tmp_path):
     table.to_parquet(tmp_path / frames.name)
     again = run("view", [str(tmp_path), f"output_dir={tmp_path}/again", "progress_bar=false", "oracle_slots=8"])
     assert shown(content_of(again)) == table["oracle_cache"].tolist()
+    without = run("view", [str(tmp_path), f"output_dir={tmp_path}/without", "progress_bar=false", "oracle_slots=0"])
+    assert content_of(without)["oracle"] is None and "cache" not in without.losses  # unknown is not 0
 
 
 def test_scenarios_come_back_from_records():
