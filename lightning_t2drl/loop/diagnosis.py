@@ -130,8 +130,9 @@ def _allocation_cause(measured: dict[str, float]) -> str | None:
         )
     if (correlation := measured.get("critic_correlation", 1)) < LOW:
         return (
-            f"the critics hardly see the action (correlation {correlation:.2f} with the truth; allocator.discount=0, "
-            "allocator.critic.per_user=true, allocator.actor.hits=true and allocator.critic.hits=true)"
+            f"the critics hardly see the action (correlation {correlation:.2f} with the truth; more frames, or what is "
+            "not set yet of allocator.discount=0, allocator.critic.per_user=true, allocator.actor.hits=true and "
+            "allocator.critic.hits=true)"
         )
     cosines = [measured[name] for name in ("critic_cosine_bandwidth", "critic_cosine_steps") if name in measured]
     if cosines and min(cosines) < LOW / 2:
@@ -143,5 +144,5 @@ def _caching_cause(measured: dict[str, float]) -> str:
     """What the cacher suffers from."""
     lost = measured["hit_ratio_popular"] - measured["hit_ratio"]
     if lost > 0:
-        return f"the cacher lets {lost:.1%} of hits slide (cacher.discount=0, or more frames)"
+        return f"the cacher lets {lost:.1%} of hits slide (more frames, or cacher.discount=0 if it is not set)"
     return "neither actor, critics nor cacher explain it; compare seeds"

@@ -11,7 +11,7 @@ from lightning_t2drl.run.evaluate import load_policies
 from lightning_t2drl.run.loggers import EVALUATIONS, read_csv
 from lightning_t2drl.run.screen import console
 
-CLEAN = "no failure signature: it converged, and hits and late users are near the references"
+CLEAN = "no failure signature: utility did not fall, and hits and late users are near the references"
 
 
 def run_diagnosis(composed: Composed) -> dict[str, float]:

@@ -154,7 +154,7 @@ def _tensors(feeds: Arrays) -> dict[str, Tensor]:
 
 
 def _table(advice: dict[str, Any]) -> Any:
-    table = plain_table("user", "model", "from", "share %", "steps", "exact", "delay s", "utility")
+    table = plain_table("user", "model", "from", "share %", "steps", "exact %, steps", "delay s", "utility")
     held = ", ".join(map(str, advice["cache"])) or "nothing"
     table.title = Text(f"{advice['policy']}: cache {held} ({advice['cache_gb']:g} of {advice['storage_gb']:g} GB)")
     for number, user in enumerate(advice["users"]):

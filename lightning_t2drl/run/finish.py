@@ -18,6 +18,8 @@ from lightning_t2drl.run.loggers import FrameWandbLogger
 from lightning_t2drl.run.schemas import TrainConfig
 from lightning_t2drl.run.tables import improvement, schemes_table, services_table
 
+UNTRAINED = "nothing was learned, so there is nothing to diagnose: play more frames"
+
 
 def finish_run(
     config: TrainConfig, module: TwoTimescaleModule, directory: Path, loggers: list[Any], console: Console
@@ -44,7 +46,8 @@ def finish_run(
         if config.evaluation.diagnosis:
             measured = diagnose(world, *pair, e.seed)
             summary["diagnosis"] = measured | {"signatures": signatures(measured, curve_of(directory))}
-            for line in summary["diagnosis"]["signatures"]:
+            idle = module.gradient_steps == 0 and any(policy.learns for policy in pair)
+            for line in [UNTRAINED] if idle else summary["diagnosis"]["signatures"]:
                 console.print(line, style="yellow", soft_wrap=True)
     figures = draw_run(directory, results) if config.figures else []
     if config.figures and module.scenario.cells > 1:

@@ -215,8 +215,9 @@ def _keep_schedules(config: TrainConfig, plain: dict[str, Any], content: dict[st
     stored = content[run_state.KEY]["config"]
     end = plain["schedule_frames"] = config.schedule_frames or stored.get("schedule_frames", config.frames)
     if config.frames > end:
-        cosine = [k for k, v in flatten(plain).items() if k.endswith("learning_rate_schedule") and v == "cosine"]
-        what = "".join(f"; by {key}=cosine that learning rate is 0" for key in cosine)
+        kind = "learning_rate_schedule"
+        parts = [k.removesuffix(f".{kind}") for k, v in flatten(plain).items() if k.endswith(kind) and v == "cosine"]
+        what = f"; from there on nothing more is learned by {' and '.join(parts)} ({kind}=cosine)" if parts else ""
         say(f"after frame {end} (schedule_frames) schedules stay at their end values{what}")
 
 

@@ -35,7 +35,7 @@ def opening(config: TrainConfig, plain: dict[str, Any], arguments: Sequence[str]
     lines = {
         "scheme": config.name,
         "scenario": f"{scenario.name}: {scenario.users} users, {scenario.models} models, "
-        f"{scenario.popularity_states} popularity states",
+        + ("recorded requests" if scenario.recorded_demand else f"{scenario.popularity_states} popularity states"),
         **sizes,
         "length": f"{config.frames:,} frames of {scenario.slots_per_frame} slots in "
         f"{config.env.num_envs} worlds{devices}, seed {config.seed}",
