@@ -319,8 +319,10 @@ def _rule(group: str, given: Any, kind: type[CacheRule] | type[AllocationRule], 
     if not isinstance(given, str):
         if not isinstance(given, kind):
             raise UserError(f"{group}: {given!r} is neither a rule by its name nor a policy")
-        if given.scenario != scenario:
-            raise UserError(f"{group}: it was made for another scenario than the environment's")
+        here, there = scenario.as_dict(), given.scenario.as_dict()
+        if different := [key for key in here if here[key] != there[key] and key != "name"]:
+            raise UserError(f"{group}: it was made for another scenario than the environment's; {', '.join(different)} "
+                            "differ")  # fmt: skip
         return given
     rules = _rules(group)
     if given not in rules:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from lightning_t2drl.seeding import derive_seed
 from lightning_t2drl.system.scenario import Scenario
 
 RESULT = "evaluation.json"
+Progressed = Callable[[str, int, int], None]  # of a scheme: slots done, slots in all
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,9 @@ def run_evaluation(composed: Composed) -> Evaluation:
         with Progress(console=screen, transient=True, disable=not config.progress_bar) as progress:
             task = progress.add_task("evaluating", total=1)
 
-            def show(done: int, total: int) -> None:
-                progress.update(task, completed=done, total=total)
+            def show(scheme: str, done: int, total: int) -> None:
+                first = " is comparing caches" if scheme == "oracle" and not done else ""
+                progress.update(task, description=f"evaluating: {scheme}{first}", completed=done, total=total)
 
             results = play(composed, show, screen.print, directory / "records" if config.records else None)
         screen.print(schemes_table(results), soft_wrap=False)
@@ -90,7 +93,7 @@ def run_evaluation(composed: Composed) -> Evaluation:
 
 def play(
     composed: Composed,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progressed = lambda scheme, done, total: None,
     say: Callable[[str], None] = print,
     records: Path | None = None,
 ) -> dict[str, Any]:
@@ -98,7 +101,7 @@ def play(
 
     Args:
         composed: the config.
-        progress, say: called with what is done, and with what is left out.
+        progress, say: called with scheme, slots done and slots in all, and with what is left out.
         records: where every decision is written, see `loop.records`; None: nowhere.
 
     Raises:
@@ -117,7 +120,7 @@ def compare(
     episodes: int,
     seed: int,
     references: Sequence[str],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progressed = lambda scheme, done, total: None,
     say: Callable[[str], None] = print,
     records: Path | None = None,
 ) -> dict[str, Any]:
@@ -128,10 +131,12 @@ def compare(
     """
 
     def played(directory: str, cacher: Cacher, allocator: Allocator) -> dict[str, Any]:
+        show = partial(progress, name if directory == "scheme" else directory)
+        show(0, 1)
         if records is None:
-            return summarise(evaluate(scenario, cacher, allocator, episodes, seed, progress))
+            return summarise(evaluate(scenario, cacher, allocator, episodes, seed, show))
         with Recorder(records / directory, scenario, episodes, oracle) as recorder:
-            return summarise(evaluate(scenario, cacher, allocator, episodes, seed, progress, recorder))
+            return summarise(evaluate(scenario, cacher, allocator, episodes, seed, show, recorder))
 
     pairs = {reference: REFERENCES[reference](scenario) for reference in references}
     oracle = pairs["oracle"][0] if "oracle" in pairs else None

@@ -46,8 +46,9 @@ def schemes_table(results: dict[str, Any]) -> Table:
     """One row per scheme, mean and standard error over the episodes, and the share of the oracle where it played."""
     best = results.get("references", {}).get(BEST)
     table = plain_table("scheme", *(label for _, label, _, _ in SHOWN), *(["of oracle"] if best else []))
+    count = "1 episode" if results["episodes"] == 1 else f"{results['episodes']} episodes"
     users = f" with {results['users']} users" if "users" in results else ""
-    table.title = Text(f"{results['episodes']} episodes on env={results['scenario']}{users}, seed {results['seed']}")
+    table.title = Text(f"{count} on env={results['scenario']}{users}, seed {results['seed']}")
     for name, scheme in rows(results):
         cells = [_cell(scheme[key], digits, error) for key, _, digits, error in SHOWN]
         if best:

@@ -136,7 +136,7 @@ def test_a_trained_policy_is_handed_over_as_an_object():
     learned = EqualAllocator(scenario, EqualConfig())
     env = make(decides="cache", allocator=learned)
     assert env.unwrapped.view.allocator is learned
-    with pytest.raises(UserError, match="another scenario"):
+    with pytest.raises(UserError, match=r"another scenario.*; bandwidth differ"):
         make(decides="cache", allocator=learned, bandwidth_mhz=10.0)
 
 
