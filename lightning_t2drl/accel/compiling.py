@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch._functorch import config as partitioner
 
 
 class Compiled:
@@ -21,13 +22,16 @@ class Compiled:
         self._ran = False
 
     def __call__(self, *args: Any) -> Any:
+        if self._ran:
+            return self._call(*args)
+        self._plain(*args)  # cached properties are there from now on: the compiler cannot enter their locks
         try:
-            result = self._call(*args)
+            # Where each ReLU was positive would be kept as bools, and these take longer than all products together.
+            with partitioner.patch(aggressive_recomputation=True, recompute_views=True):
+                result = self._call(*args)
             self._ran = True
             return result
         except Exception as error:  # of any of the compiler's many kinds
-            if self._ran:
-                raise
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             print(f"compile: not possible here ({reason.strip()}); going on without", file=sys.stderr)
             self._call, self._ran = self._plain, True

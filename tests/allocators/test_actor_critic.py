@@ -1,5 +1,7 @@
 """DDPG and D3PG losses against TorchRL's DDPGLoss, and what targets, exploration and heads promise."""
 
+import functools
+
 import pytest
 import torch
 from tensordict import TensorDict
@@ -240,3 +242,14 @@ def test_what_cannot_be_compiled_is_computed_plainly_with_one_line(capsys):
     double = Compiled(lambda x: 2 * x, backend=fails)
     assert double(torch.ones(())).item() == 2 and double(torch.ones(())).item() == 2
     assert capsys.readouterr().err.count("compile: not possible here") == 1
+
+
+def test_cached_properties_are_no_hindrance_to_compiling(capsys):
+    class Box:
+        @functools.cached_property
+        def factor(self):
+            return 2
+
+    box = Box()
+    double = Compiled(lambda x: box.factor * x, backend="eager")
+    assert double(torch.ones(())).item() == 2 and not capsys.readouterr().err
