@@ -162,6 +162,8 @@ def quiet_libraries() -> None:
     """Silence what third parties say about themselves; their errors stay."""
     for name in ("torchrl", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"(lightning|torchrl|tensordict|torch|hydra|pymoo|wandb|arch|rliable)\b.*")
+    warnings.filterwarnings(
+        "ignore", module=r"(lightning|torchrl|tensordict|torch|hydra|pymoo|wandb|arch|rliable|optuna|sqlalchemy)\b.*"
+    )
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("RL_LOGGING_LEVEL", "ERROR")  # of torchrl, where it is imported later

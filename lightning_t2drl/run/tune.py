@@ -6,6 +6,8 @@ checkpoint. The study is in a database, so that a search resumes and several wor
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import warnings
 from collections.abc import Sequence
@@ -24,9 +26,10 @@ from rich.text import Text
 
 from lightning_t2drl.errors import NonFiniteError, UserError
 from lightning_t2drl.files import write_atomically
+from lightning_t2drl.loop.stored import leaves
 from lightning_t2drl.run.choices import groups
 from lightning_t2drl.run.commands import prepare_process
-from lightning_t2drl.run.compose import Composed, compose
+from lightning_t2drl.run.compose import SHORT, Composed, compose
 from lightning_t2drl.run.loggers import EVALUATIONS
 from lightning_t2drl.run.overrides import as_override, parse, read
 from lightning_t2drl.run.results_dir import RUNS
@@ -39,6 +42,11 @@ from lightning_t2drl.run.train import train
 QUIET = ("resume=auto", "progress_bar=false", "figures=false", "evaluation.final_episodes=0")
 RANGE = ("key", "low", "high", "log", "choices")
 SHOWN = 5  # trials of the table
+STUDY = "study.db"
+SEARCH = "search"  # attribute of a study: what it searches
+OWN = ("output_dir", *(word.partition("=")[0] for word in QUIET))  # keys that a search sets itself
+HARMLESS = ("name", "output_dir", "resume", "progress_bar", "figures", "logger", "checkpoint", "trainer")
+NO_EVALUATIONS = "evaluation.every_n_frames: a search needs evaluations during training"
 
 
 @dataclass(frozen=True)
@@ -71,14 +79,17 @@ def run_tune(composed: Composed) -> Tuning:
     ranges = [_checked(number, entry) for number, entry in enumerate(config.space.keys)]
     if not ranges:
         raise UserError("space.keys: empty; name the keys to search, or choose a space")
-    for end in (0, -1):  # both ends of every range have to compose
-        compose("train", [*words, *(as_override(r["key"], _values(r)[end])[0] for r in ranges)])
-    directory = Path(config.output_dir or RUNS / "tune" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output_dir: {directory} cannot be written ({error.strerror})") from None
+    keys = [r["key"] for r in ranges]
+    if unfit := [key for key in keys if keys.count(key) > 1 or key in OWN]:
+        why = "is the search's own" if unfit[0] in OWN else "stands there twice"
+        raise UserError(f"space.keys: {unfit[0]} {why}")
+    # Both ends of every range have to compose.
+    ends = [compose("train", [*words, *(as_override(r["key"], _values(r)[end])[0] for r in ranges)]) for end in (-1, 0)]
+    if not all(end.config.evaluation.every_n_frames for end in ends):
+        raise UserError(NO_EVALUATIONS)
+    directory = _place(config)
     study = open_study(config, directory)
+    _expect_same_search(study, ends[-1].plain, ranges)
     done = len(_finished(study))
     screen.print(
         f"study {study.study_name} in {_url(config, directory)}: {done} of {config.trials} trials are finished"
@@ -91,6 +102,40 @@ def run_tune(composed: Composed) -> Tuning:
     if not study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)):
         raise UserError(f"{directory}: no trial finished")
     return report(study, words, directory, screen)
+
+
+def _place(config: TuneConfig) -> Path:
+    """The search's directory, made if there is none."""
+    directory = Path(config.output_dir or RUNS / "tune" / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    if config.storage is None and "?" in str(directory):
+        raise UserError(f"output_dir: {directory}: the address of a database cannot hold a ?; choose another")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        held = {path.name for path in directory.iterdir() if not path.name.startswith(".")}
+    except OSError as error:
+        raise UserError(f"output_dir: {directory} cannot be written ({error.strerror})") from None
+    if held and not held & {STUDY, "trials"}:
+        raise UserError(f"output_dir: {directory} is not empty, and holds no search to go on with; choose another")
+    return directory
+
+
+def _expect_same_search(study: Any, plain: dict[str, Any], ranges: list[dict[str, Any]]) -> None:
+    """Refuse to go on with a study of other runs or other ranges, whose utilities would be compared with these."""
+    runs = dict(leaves({key: value for key, value in plain.items() if key not in HARMLESS}))
+    searched = [entry["key"] for entry in ranges]
+    asked = {"space.keys": ranges} | {key: value for key, value in runs.items() if key not in searched}
+    now = json.loads(json.dumps(asked))
+    then = study.user_attrs.get(SEARCH)
+    if then is None:
+        study.set_user_attr(SEARCH, now)
+        return
+    different = sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
+    if different:
+        listed = ["space.keys"] if "space.keys" in different else different[:5]
+        said = ", ".join(f"{key} ({then.get(key)} then, {now.get(key)} now)" for key in listed)
+        raise UserError(
+            f"study: {study.study_name} searches something else: {said}; choose another output_dir or study"
+        )
 
 
 def _optuna() -> Any:
@@ -109,11 +154,18 @@ def _checked(number: int, entry: Any) -> dict[str, Any]:
         raise UserError(f"{where}: {entry!r} is no group of key, low, high, log, or of key and choices")
     if ("choices" in entry) == ("low" in entry and "high" in entry):
         raise UserError(f"{where}: {entry['key']} needs either low and high, or choices")
-    if "choices" not in entry and not (entry["low"] < entry["high"] and (entry["low"] > 0 or not entry.get("log"))):
+    if type(entry.get("log", False)) is not bool:
+        raise UserError(f"{where}: {entry['key']} has log {entry['log']!r}, which is neither true nor false")
+    if "choices" not in entry and not _is_range(entry["low"], entry["high"], entry.get("log", False)):
         raise UserError(f"{where}: {entry['key']} from {entry['low']} to {entry['high']} is no range")
     if "choices" in entry and not (isinstance(entry["choices"], list) and entry["choices"]):
         raise UserError(f"{where}: {entry['key']} has no choices")
     return entry
+
+
+def _is_range(low: Any, high: Any, log: bool) -> bool:
+    numbers = all(type(end) in (int, float) and math.isfinite(end) for end in (low, high))
+    return numbers and low < high and (low > 0 or not log)
 
 
 def _values(entry: dict[str, Any]) -> list[Any]:
@@ -121,7 +173,7 @@ def _values(entry: dict[str, Any]) -> list[Any]:
 
 
 def _url(config: TuneConfig, directory: Path) -> str:
-    return config.storage or f"sqlite:///{directory / 'study.db'}"
+    return config.storage or f"sqlite:///{directory / STUDY}"
 
 
 def open_study(config: TuneConfig, directory: Path) -> Any:
@@ -191,7 +243,7 @@ def _objective(words: Sequence[str], ranges: list[dict[str, Any]], directory: Pa
             raise optuna.TrialPruned(str(error)) from None
     table = place / EVALUATIONS
     if not table.exists():
-        raise UserError("evaluation.every_n_frames: a search needs evaluations during training")
+        raise UserError(NO_EVALUATIONS)
     return float(pd.read_csv(table)["utility"].iloc[-1])
 
 
@@ -228,7 +280,7 @@ def report(study: Any, words: Sequence[str], directory: Path, screen: Any) -> Tu
     finished = _finished(study)
     rows = [{"trial": t.number, "state": t.state.name.lower(), "utility": t.value, **t.params} for t in finished]
     trials = pd.DataFrame(rows)
-    trials.to_csv(directory / "trials.csv", index=False)
+    write_atomically(directory / "trials.csv", trials.to_csv(index=False))
     weights = importance(study)
     best = [word for key, value in study.best_params.items() for word in as_override(key, value)]
     path = write_experiment(words, best, study, directory)
@@ -247,7 +299,8 @@ def report(study: Any, words: Sequence[str], directory: Path, screen: Any) -> Tu
     lines += ["| " + " | ".join(top) + " |", "|" + " --- |" * len(top.columns)]
     lines += ["| " + " | ".join(map(_short, row)) + " |" for row in top.itertuples(index=False)]
     write_atomically(directory / "tune.md", "\n".join(lines) + "\n")
-    screen.print(f"train with it: t2drl train --config-dir={directory} experiment={path.stem}")
+    files = "".join(f" {word}" for word in _files(words))
+    screen.print(f"train with it: t2drl train --config-dir={directory} experiment={path.stem}{files}")
     return Tuning(trials, best, path, directory)
 
 
@@ -263,10 +316,13 @@ def importance(study: Any) -> dict[str, float]:
 
 def write_experiment(words: Sequence[str], best: Sequence[str], study: Any, directory: Path) -> Path:
     """The experiment that was searched, with the words given and the best values, below `directory/experiment/`."""
-    base, choices, values = "t2drl", [], OmegaConf.create()
+    base, choices, values, files = "t2drl", [], OmegaConf.create(), _files(words)
     known = groups("train")
     for override in parse([*read(words).overrides, *best]):
         name, value = str(override.key_or_group), override.value()
+        name = SHORT.get(name, name) if isinstance(value, str) else name
+        if str(override.input_line) in files:
+            continue
         if name == "experiment":
             base = str(value)
         elif name in known or "/" in name:
@@ -277,10 +333,17 @@ def write_experiment(words: Sequence[str], best: Sequence[str], study: Any, dire
     content = {"defaults": [base, *choices], "name": name} | OmegaConf.to_container(values)  # type: ignore[operator]
     found = f"the best values of {len(_finished(study))} trials: utility {study.best_value:.4f}"
     text = f"# @package _global_\n# {base} with {found}.\n"
+    text += f"# Beside it belongs {' '.join(files)}.\n" if files else ""
     path = directory / "experiment" / f"{name}.yaml"
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, text + yaml.safe_dump(content, sort_keys=False))
     return path
+
+
+def _files(words: Sequence[str]) -> list[str]:
+    """Words that choose a file by its path: an experiment cannot name one."""
+    given = [override for override in parse(read(words).overrides) if str(override.value()).endswith((".yaml", ".yml"))]
+    return [str(o.input_line) for o in given if o.key_or_group in {*groups("train"), *SHORT} or "/" in o.key_or_group]
 
 
 def _short(value: Any) -> str:

@@ -1,5 +1,6 @@
 """t2drl tune: a killed search loses no finished trial, two workers share a study, the best config is an experiment."""
 
+import re
 import time
 
 import pandas as pd
@@ -57,8 +58,36 @@ def test_ranges_that_cannot_be_are_refused(tmp_path):
         ("[]", "space.keys: empty"),
         ("[{key:allocator.nope,low:1,high:2}]", "allocator.nope: no such key"),
         ("[{key:cacher.learning_rate,low:2,high:1}]", "no range"),
+        ("[{key:cacher.learning_rate,low:a,high:b}]", "no range"),
+        ("[{key:cacher.learning_rate,low:1,high:nan}]", "no range"),
+        ("[{key:cacher.learning_rate,low:1,high:2,log:perhaps}]", "neither true nor false"),
+        ("[{key:seed,low:1,high:2},{key:seed,choices:[3]}]", "seed stands there twice"),
+        ("[{key:output_dir,choices:[a,b]}]", "output_dir is the search's own"),
+        ("[{key:evaluation.every_n_frames,choices:[0,1]}]", "a search needs evaluations"),
         ("[{key:cacher.learning_rate}]", "either low and high, or choices"),
     ):
         with pytest.raises(UserError, match=said):
             run("tune", [f"space.keys={space}", f"output_dir={tmp_path}/x"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_search_goes_on_with_its_own_study_only_and_keeps_what_is_there(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "trials.csv").write_text("mine")
+    (tmp_path / "two.yaml").write_text("defaults: [paper]\nusers: 2\n")
+    words = [*(word for word in WORDS if word != "env.users=3"), f"env={tmp_path}/two.yaml", "channel=umi", "trials=1"]
+    found = run("tune", [*words, SPACE, f"output_dir={tmp_path}/a"])
+    tuned = [f"--config-dir={tmp_path}/a", "experiment=t2drl_ddpg_tuned", f"env={tmp_path}/two.yaml"]
+    composed = compose("train", tuned).plain
+    assert composed["env"]["channel"]["_target_"].endswith("UMiChannel") and composed["env"]["users"] == 2
+    assert re.search(r"^# Beside it belongs env=.*two\.yaml", found.experiment.read_text(), re.M)
+    for change, said in (
+        (f"output_dir={tmp_path}/mine", "mine is not empty, and holds no search"),
+        (f"output_dir={tmp_path}/a?b", "cannot hold a \\?"),
+        ("seed=7", r"study: t2drl searches something else: seed \(0 then, 7 now\)"),
+        ("space.keys=[{key:seed,low:1,high:2}]", r"searches something else: space\.keys \("),
+    ):
+        with pytest.raises(UserError, match=said):
+            run("tune", [*words, SPACE, f"output_dir={tmp_path}/a", change])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "mine", "two.yaml"]
+    assert (tmp_path / "mine" / "trials.csv").read_text() == "mine"
