@@ -45,7 +45,9 @@ class EdgeAIGCGym(gymnasium.Env[Any, Any]):
         if render_mode not in (None, *RENDER_MODES):
             raise UserError(f"render_mode: {render_mode!r} is none of {', '.join(RENDER_MODES)}")
         self.render_mode = render_mode
-        self.view = View(**arguments | {"num_envs": 1})
+        if arguments.setdefault("num_envs", 1) != 1:
+            raise UserError("num_envs: this is one environment; gymnasium.make_vec makes several")
+        self.view = View(**arguments)
         self.observation_space = self.view.observation_space()
         self.action_space = self.view.action_space()
         self._window: Any = None
@@ -125,7 +127,11 @@ class EdgeAIGCVector(VectorEnv[Any, Any, Array]):
         if mask is not None and not np.all(mask):
             raise UserError("options.reset_mask: the worlds of one batch start together; leave it out")
         fresh = seed is not None or self._np_random is None
-        super().reset(seed=hash(tuple(seed)) % 2**63 if isinstance(seed, list | tuple) else seed)
+        if isinstance(seed, list | tuple):
+            if len(seed) != self.num_envs or not all(isinstance(n, int | np.integer) and n >= 0 for n in seed):
+                raise UserError(f"seed: {seed!r} is no list of {self.num_envs} whole numbers of at least 0")
+            seed = hash(tuple(map(int, seed))) % 2**63
+        super().reset(seed=seed)
         observation = self.view.reset(int(self.np_random.integers(2**31)) if fresh else None)
         return observation, {}
 
@@ -166,7 +172,10 @@ class CacheIndex(gymnasium.ActionWrapper[Any, Any, Any], gymnasium.utils.RecordC
         self.action_space = spaces.Discrete(len(self.caches))
 
     def action(self, action: Any) -> Array:
-        return self.caches[int(action)]
+        number = np.asarray(action)
+        if number.size != 1 or number.dtype.kind not in "iu" or not 0 <= number.item() < len(self.caches):
+            raise UserError(f"action: {action!r} is no whole number from 0 to {len(self.caches) - 1}")
+        return self.caches[number.item()]
 
 
 def register() -> None:

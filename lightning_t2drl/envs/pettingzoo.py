@@ -54,6 +54,10 @@ class EdgeAIGCParallel(ParallelEnv[str, Any, Any]):
     def step(
         self, actions: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, dict[str, Any]]]:
+        if not self.agents:
+            raise gymnasium.error.ResetNeeded("the episode is over, or none was started: call reset()")
+        if unknown := [agent for agent in actions if agent not in self.agents]:
+            raise UserError(f"actions: {unknown[0]!r} is no agent; there are {', '.join(self.agents)}")
         if missing := [agent for agent in self.agents if agent not in actions]:
             raise UserError(f"actions: none for {', '.join(missing)}")
         observation, reward, metrics = self.view.step([actions[agent] for agent in self.possible_agents])

@@ -180,17 +180,25 @@ class View:
         makes both feasible: models are kept in index order while they fit.
 
         Raises:
-            UserError: the action has another number of elements.
+            UserError: the action has another number of elements, or another shape.
             NonFiniteError: it holds NaN or infinity.
         """
         s, batch = self.scenario, (self.env.batch_size[0], self.scenario.cells)
         width = {"cache": s.models, "allocation": 2 * s.users, "both": s.models + 2 * s.users}[self.decides]
-        numbers = np.array(action, dtype=np.float32)
+        try:
+            with np.errstate(over="ignore"):  # what float32 cannot hold is infinite
+                numbers = np.array(action, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"action: no array of numbers ({error}); see action_space") from None
         if numbers.size != batch[0] * batch[1] * width:
             raise UserError(f"action: {numbers.size} numbers, not {batch[0] * batch[1] * width}; see action_space")
+        own = (s.users, 2) if self.decides == "allocation" else (width,)
+        fits = ((*batch, *own), (*batch, width), (batch[0], batch[1] * width), (numbers.size,))
+        if _long(numbers.shape) not in map(_long, fits):
+            raise UserError(f"action: shape {numbers.shape} does not fit {(*batch, *own)}; see action_space")
         if not np.isfinite(numbers).all():
             raise NonFiniteError("the action handed to the environment holds NaN or infinity")
-        given = torch.from_numpy(numbers).view(*batch, width)
+        given = torch.from_numpy(np.ascontiguousarray(numbers)).view(*batch, width)
         models = 0 if self.decides == "allocation" else s.models
         raw = None if self.decides == "cache" else given[..., models:].unflatten(-1, (s.users, 2))
         return given[..., :models] > 0 if models else None, raw
@@ -294,6 +302,11 @@ class View:
             fields["request"] = torch.nn.functional.one_hot(fields["request"], self.scenario.models)
         flat = torch.cat([fields[name].flatten(2).float() for name in wanted], -1)
         return _array(flat.flatten(1) if self.joint else flat)
+
+
+def _long(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without its axes of length 1, which one world, cell or user may have or not."""
+    return tuple(length for length in shape if length != 1)
 
 
 def _array(value: Tensor, flags: bool = False) -> Array:

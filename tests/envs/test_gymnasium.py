@@ -13,7 +13,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_of_sb3
 from lightning_t2drl.allocators.equal import EqualAllocator, EqualConfig
 from lightning_t2drl.cachers.popular import PopularCacher, PopularConfig
 from lightning_t2drl.envs import EdgeAIGCEnv
-from lightning_t2drl.envs.gymnasium import CacheIndex, EdgeAIGCGym
+from lightning_t2drl.envs.gymnasium import CacheIndex, EdgeAIGCGym, EdgeAIGCVector
 from lightning_t2drl.errors import NonFiniteError, UserError
 from lightning_t2drl.loop.slots import frame
 from lightning_t2drl.system import amend_cache, load_scenario
@@ -150,6 +150,9 @@ def test_caches_that_fit_are_numbered_for_agents_with_discrete_actions():
     seen = env.step(env.action_space.n - 1)[0]
     assert np.array_equal(seen[3:13], env.caches[-1])
     DQN("MlpPolicy", env, learning_starts=4, buffer_size=20, seed=0).learn(8)
+    for odd in (-1, 360, 1.5, "a", [1, 2]):
+        with pytest.raises(UserError, match="no whole number from 0 to 359"):
+            env.action(odd)
     with pytest.raises(UserError, match="too many"):
         CacheIndex(make(decides="cache", scenario="drift", model_storage_gb=[5.0] * 20))
 
@@ -187,6 +190,7 @@ def test_pictures(monkeypatch):
         ({"allocator": 3}, "allocator: 3 is neither a rule by its name nor a policy"),
         ({"bandwidth": 0.0}, "bandwidth"),
         ({"colour": "red"}, "env.colour: no such key"),
+        ({"num_envs": 5}, "num_envs: this is one environment"),
         ({"render_mode": "ansi"}, "render_mode: 'ansi' is none of rgb_array, human"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -202,8 +206,19 @@ def test_impossible_actions_are_refused():
     env.reset(seed=0)
     with pytest.raises(UserError, match="action: 6 numbers, not 8"):
         env.unwrapped.step(np.zeros(6))
+    for odd in (np.zeros((2, 4)), np.zeros((4, 2)).T, [["a", "b"]] * 4, [[0], [0, 1]], {"cell": 1}):
+        with pytest.raises(UserError, match=r"^action: .*see action_space$"):
+            env.unwrapped.step(odd)
+    env.unwrapped.step(np.zeros(8))
     with pytest.raises(NonFiniteError):
         env.unwrapped.step(np.full((4, 2), np.nan))
+
+
+@pytest.mark.parametrize("seed", [[1, 2, 3], [None, 1], ["a", "b"], [-1, 1]])
+def test_one_seed_per_world_or_one_for_all(seed):
+    worlds = EdgeAIGCVector(2, **TINY)
+    with pytest.raises(UserError, match=r"^seed: .* is no list of 2 whole numbers"):
+        worlds.reset(seed=seed)
 
 
 def test_compiled_or_not_an_agent_sees_the_same():

@@ -1,5 +1,6 @@
 """Cells as PettingZoo agents."""
 
+import gymnasium
 import numpy as np
 import pytest
 from pettingzoo.test import parallel_api_test, parallel_seed_test
@@ -44,6 +45,10 @@ def test_pictures_and_mistakes():
     env = parallel_env(render_mode="rgb_array", **THREE)
     env.reset(seed=0)
     assert env.render().shape == (400, 900, 3)
+    with pytest.raises(UserError, match="actions: 'cell_9' is no agent; there are cell_0, cell_1, cell_2"):
+        env.step({"cell_9": env.action_space("cell_0").sample()})
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        parallel_env(**THREE).step({})
     with pytest.raises(UserError, match="actions: none for cell_1, cell_2"):
         env.step({"cell_0": env.action_space("cell_0").sample()})
     with pytest.raises(UserError, match="render_mode"):
