@@ -153,12 +153,13 @@ class Cell:
         raise ValueError("gain, snr_db: give one of the two")
 
     def _popularity(self, value: ArrayLike) -> NDArray[np.float32]:
-        """What the cacher's network sees of the demand, [P]."""
+        """What the cacher's network sees of the demand, [P]; ValueError where the value cannot be."""
         if self.policy["popularity"] == "state":
             table = self.policy["scenario"]["request_probability"]
             # With rankings of their own the states of all cells are counted through.
             states = len(table) * len(table[0]) if isinstance(table[0][0], list) else len(table)
-            return np.eye(states, dtype=np.float32)[_indices("popularity", np.asarray(value)[None], states)[0]]
+            number: Any = [value]
+            return np.eye(states, dtype=np.float32)[_indices("popularity", number, states)[0]]
         counts = _numbers("popularity", value, self.models, 0.0, 1e12, "models")
         total = counts.sum()
         return counts / total if total else np.full(self.models, 1 / self.models, np.float32)

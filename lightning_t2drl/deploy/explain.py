@@ -97,6 +97,8 @@ def explain(cell: Cell, situation: Mapping[str, Any], seed: int = 0) -> dict[str
 
 def _explain(cell: Cell, situation: Mapping[str, Any], seed: int) -> dict[str, Any]:
     popularity: Any = situation.get("popularity")
+    if popularity is not None:
+        cell._popularity(popularity)  # also beside a given cache
     storage = np.asarray(cell.policy["scenario"]["model_storage"])
     if situation.get("cache") is not None:
         cache = chosen("cache", situation["cache"], cell.models)

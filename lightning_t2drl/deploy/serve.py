@@ -158,7 +158,11 @@ def make_app(controller: Controller) -> Any:
 
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
             lengths = [value for name, value in scope.get("headers", ()) if name == b"content-length"]
-            if lengths and lengths[0].isdigit() and int(lengths[0]) > MOST_BYTES:
+            if any(name == b"transfer-encoding" for name, _ in scope.get("headers", ())):  # of any length
+                await refused("body: say its length (Content-Length) instead of sending it in chunks")(
+                    scope, receive, send
+                )
+            elif lengths and lengths[0].isdigit() and int(lengths[0]) > MOST_BYTES:
                 await refused(f"body: longer than {MOST_BYTES} bytes")(scope, receive, send)
             else:
                 await self.app(scope, receive, send)

@@ -81,6 +81,10 @@ def test_other_paths_methods_and_kinds_of_content(client):
     assert client.post("/cache", json={"popularity": [1, 2]}).status_code == 422
     assert client.post("/cache", json={"popularity": "1"}).status_code == 422
     assert client.post("/explain", json={}).status_code == 422
+    for popularity in (7, [1, 2], [-1] * 4):  # beside a cache, too
+        assert client.post("/explain", json=SLOT | {"popularity": popularity}).status_code == 422
+    chunks = client.post("/cache", content=iter([b"{}"]))  # of any length
+    assert chunks.status_code == 422 and "Content-Length" in chunks.json()["error"]
     assert client.post("/allocate", content=changed(), headers={"content-type": "text/plain"}).status_code == 422
     assert (client.get("/allocate").status_code, client.get("/nothing").status_code) == (405, 404)
     assert "error" in client.get("/nothing").json()
