@@ -40,6 +40,8 @@ def mean_utility(env: gymnasium.Env, model: SAC | PPO | DQN | None, episodes: in
 
 def main(agent: str = "SAC", steps: int | None = None, episodes: int = 10, num_envs: int = 16) -> dict[str, float]:
     """Mean utility per slot of popular caches split equally, and of an agent after so many slots (DQN: frames)."""
+    if agent not in AGENTS:
+        raise SystemExit(f"{agent}: no such agent; there are {', '.join(AGENTS)}")
     kind, decides, keys = AGENTS[agent]
     plain = gymnasium.make("EdgeAIGC-v0", scenario=SCENARIO, decides="allocation", cacher="popular")
     if decides == "cache":  # DQN chooses among the caches that fit, by number; all users get the same

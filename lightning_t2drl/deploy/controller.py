@@ -217,12 +217,27 @@ class Controller(Cell):
         return self._cacher.run(None, feeds)[0][0]
 
     def allocate(
-        self, *slot: ArrayLike, samples: int | None = None, seed: int | None = None, **measured: Any
+        self,
+        request: ArrayLike,
+        input_bits: ArrayLike,
+        output_bits: ArrayLike,
+        cache: ArrayLike,
+        *,
+        gain: ArrayLike | None = None,
+        snr_db: ArrayLike | None = None,
+        attached: ArrayLike | None = None,
+        uplink_interference: float | None = None,
+        downlink_interference: ArrayLike | None = None,
+        handover: ArrayLike | None = None,
+        nearby: ArrayLike | None = None,
+        samples: int | None = None,
+        seed: int | None = None,
     ) -> Allocation:
         """How to split the cell's bandwidth and denoising steps in this slot.
 
         Args:
-            *slot, **measured: what is known of the slot, as `feeds` takes it.
+            request, input_bits, output_bits, cache, gain, snr_db, attached, uplink_interference, downlink_interference,
+            handover, nearby: what is known of the slot, see `feeds`.
             samples: chains to draw, of which the critic picks the best; None: as many as
                 `allocator.decision_samples` said when the policy was exported.
             seed: with a seed the decision depends on the arguments alone; None: noise comes from the controller's
@@ -232,7 +247,20 @@ class Controller(Cell):
             ValueError: naming the argument, the user and what would be right.
             RuntimeError: the policy answers with NaN: its parameters are damaged.
         """
-        return self.allocate_checked(self.feeds(*slot, **measured), samples, seed)
+        feeds = self.feeds(
+            request,
+            input_bits,
+            output_bits,
+            cache,
+            gain=gain,
+            snr_db=snr_db,
+            attached=attached,
+            uplink_interference=uplink_interference,
+            downlink_interference=downlink_interference,
+            handover=handover,
+            nearby=nearby,
+        )
+        return self.allocate_checked(feeds, samples, seed)
 
     def allocate_checked(
         self, feeds: dict[str, NDArray[Any]], samples: int | None = None, seed: int | None = None
