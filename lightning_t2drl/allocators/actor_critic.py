@@ -21,7 +21,7 @@ from lightning_t2drl.allocators.objectives import OBJECTIVES, q_weighted, true_v
 from lightning_t2drl.checks import Misfit, one_of, within
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.networks.actors.base import Actor
-from lightning_t2drl.networks.features import State, UserFeatures, floor_share, late_cost
+from lightning_t2drl.networks.features import State, UserFeatures, delay_cost, floor_share
 from lightning_t2drl.networks.heads import Head
 from lightning_t2drl.policy import LEARNING_RATE_SCHEDULES, Exported, Graph, Metrics, Optimise
 from lightning_t2drl.registry import build, class_of
@@ -88,7 +88,10 @@ class ActorCriticAllocator(Allocator):
         self.head: Head = build(config.head, key="allocator.head")
         for key in ("square_root_law", "keep_deadlines"):
             if getattr(self.head, key, False) and not hasattr(self.features, "log_link"):
-                raise UserError(f"allocator.head.{key}: needs networks that see link times: allocator/actor=sets")
+                raise UserError(
+                    f"allocator.head.{key}: needs networks that see link times, allocator/actor=sets; "
+                    "for others there is allocator/head=competitive"
+                )
         self.actor = self.build_actor()
         self.critics = self._build_critics()
         self.per_user = bool(self.critics[0].per_user)
@@ -161,7 +164,7 @@ class ActorCriticAllocator(Allocator):
         if getattr(self.head, "drop_wasted", False):
             fields["floor_share"] = floor_share(self.scenario, observation)
         if getattr(self.head, "keep_deadlines", False):
-            fields["late_cost"] = late_cost(self.scenario, observation)
+            fields["delay_cost"] = delay_cost(self.scenario, observation)
         return fields
 
     def draw_noise(self, state: State, more: int = 0) -> Tensor:

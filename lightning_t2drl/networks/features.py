@@ -50,12 +50,13 @@ def floor_share(scenario: Scenario, observation: Observation) -> Tensor:
     return scenario.floor_steps[request] / service.of_model(scenario.budget_steps, request)
 
 
-def late_cost(scenario: Scenario, observation: Observation) -> Tensor:
-    """What being late costs, in units of delay over deadline: chi / (1 - alpha), [*, U]."""
+def delay_cost(scenario: Scenario, observation: Observation) -> Tensor:
+    """What delay costs per deadline, 1 - alpha, and what being late costs beside it, chi; [*, U, 2]."""
     request = observation["request"]
-    weight = 1 - service.of_model(scenario.alpha, request) + 1e-6  # where quality alone counts
-    cost = service.of_model(scenario.deadline_penalty, request) / weight
-    return cost if isinstance(cost, Tensor) else torch.full(request.shape, cost, device=request.device)
+    worth = torch.empty(*request.shape, 2, device=request.device)
+    worth[..., 0] = 1 - service.of_model(scenario.alpha, request)
+    worth[..., 1] = service.of_model(scenario.deadline_penalty, request)
+    return worth
 
 
 def _centred(value: Tensor, interval: tuple[float, float] | Tensor, request: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ class CompetitiveHead:
         link = UserFeatures.log_link(state["features"]).exp()
         need = self.MARGIN * link / left.clamp_min(1e-6)
         with torch.no_grad():
-            kept = _worth_keeping(need, link, left, state["late_cost"], shares, attached)
+            kept = _worth_keeping(need, link, left, state["delay_cost"], shares, attached)
         floor = torch.where(kept, need, 0.0)
         return floor + (1 - floor.sum(-1, keepdim=True)).clamp_min(0.0) * shares
 
@@ -167,25 +167,24 @@ class CompetitiveHead:
         return torch.where(kept, self._threshold(logit, most * kept), asked - asked.detach())
 
 
-def _worth_keeping(
-    need: Tensor, link: Tensor, left: Tensor, late_cost: Tensor, shares: Tensor, there: Tensor
-) -> Tensor:
+def _worth_keeping(need: Tensor, link: Tensor, left: Tensor, cost: Tensor, shares: Tensor, there: Tensor) -> Tensor:
     """Whom to keep in time, bool [*, U]: those who need least, as many as earns most; what is left is shared by all.
 
     Args:
         need: bandwidth that being in time takes.
         link: access delay with all the bandwidth, over the deadline.
         left: what generation and backhaul leave of the deadline, over the deadline.
-        late_cost: what being late costs in such units, beside the delay.
+        cost: what a delay of the deadline costs, and what being late costs beside it, [*, U, 2].
         shares: by which all share what is left.
-        there: who is attached; all [*, U].
+        there: who is attached; these and the first three [*, U].
     """
     possible = there & (left > 0)
     kept = (need.unsqueeze(-2) <= need.unsqueeze(-1)) & possible.unsqueeze(-2)  # [*, k, u]: u needs no more than k
     rest = 1 - (need.unsqueeze(-2) * kept).sum(-1, keepdim=True)
     got = need.unsqueeze(-2) * kept + rest.clamp_min(0.0) * shares.unsqueeze(-2)
     latency = (left.unsqueeze(-2) - link.unsqueeze(-2) / got.clamp_min(1e-12)).clamp_min(-1.0)
-    earned = ((latency - late_cost.unsqueeze(-2) * ~kept) * there.unsqueeze(-2)).sum(-1)
+    delay, late = cost.unbind(-1)
+    earned = ((delay.unsqueeze(-2) * latency - late.unsqueeze(-2) * ~kept) * there.unsqueeze(-2)).sum(-1)
     most, best = earned.masked_fill(~possible | (rest.squeeze(-1) < 0), -torch.inf).max(-1, keepdim=True)
-    alone = (((left - link / shares.clamp_min(1e-12)).clamp_min(-1.0) - late_cost) * there).sum(-1, keepdim=True)
+    alone = ((delay * (left - link / shares.clamp_min(1e-12)).clamp_min(-1.0) - late) * there).sum(-1, keepdim=True)
     return kept.gather(-2, best.unsqueeze(-1).expand_as(kept[..., :1, :])).squeeze(-2) & (most > alone)

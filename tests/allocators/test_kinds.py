@@ -23,7 +23,8 @@ from lightning_t2drl.system.serving import serve, situation
 from tests.allocators.test_actor_critic import batch_for
 from tests.worlds import slots_of
 
-MLPS = ["allocator/actor=mlp", "allocator/critic=mlp", "allocator.actor.hidden=16", "allocator.critic.hidden=16"]
+SMALL = ["allocator.actor.hidden=16", "allocator.critic.hidden=16"]
+MLPS = ["allocator/actor=mlp", "allocator/critic=mlp", "allocator/head=competitive", *SMALL]
 KINDS = {
     "ddpm": ["allocator=d3pg"],
     "ddim": ["allocator=d3pg", "allocator.diffusion.sampler=ddim"],
@@ -294,7 +295,7 @@ def test_what_cannot_be_is_refused_in_one_line():
 
 @pytest.mark.parametrize("users", [10, 80, 200])
 def test_who_is_kept_is_in_time_whatever_the_load(users):
-    allocator = make("direct", "allocator.head.keep_deadlines=true", f"env.users={users}")
+    allocator = make("direct", f"env.users={users}")
     env = EdgeAIGCEnv(allocator.scenario, 16, seed=1)
     env.latch(torch.rand(16, 1, 10) < 0.5)
     state = allocator.state(env.observe())
@@ -312,12 +313,12 @@ def test_those_are_kept_who_make_all_earn_most():
     """Against all sets of the users that need least, one by one, and against keeping nobody."""
     generator = torch.Generator().manual_seed(0)
     for users in (1, 3, 12, 60):
-        left, link, cost, shares = torch.rand(4, 40, users, generator=generator).double()
+        left, link, delay, late, shares = torch.rand(5, 40, users, generator=generator).double()
         left, link = 1.2 * left - 0.2, link / users
         there = torch.rand(40, users, generator=generator) < 0.8
         shares = shares * there / (shares * there).sum(-1, keepdim=True).clamp_min(1e-9)
         need = link / left.clamp_min(1e-6)
-        found = _worth_keeping(need, link, left, cost, shares, there)
+        found = _worth_keeping(need, link, left, torch.stack((delay, late), -1), shares, there)
         for world in range(40):
             able = there[world] & (left[world] > 0)
             order = [u for u in need[world].argsort().tolist() if able[u]]
@@ -329,12 +330,12 @@ def test_those_are_kept_who_make_all_earn_most():
                 if rest >= 0:
                     got = need[world] * kept + rest * shares[world]
                     latency = (left[world] - link[world] / got.clamp_min(1e-12)).clamp_min(-1)
-                    earned[count] = float(((latency - cost[world] * ~kept) * there[world]).sum())
+                    earned[count] = float(((delay[world] * latency - late[world] * ~kept) * there[world]).sum())
             assert set(order[: max(earned, key=earned.get)]) == set(found[world].nonzero().flatten().tolist())
 
 
 def test_equal_outputs_share_by_the_square_root_law():
-    allocator = make("direct", "allocator.head.square_root_law=true")
+    allocator = make("direct", "allocator/head=competitive", "allocator.head.square_root_law=true")
     env = EdgeAIGCEnv(allocator.scenario, 8, seed=1)
     state = allocator.state(env.observe())
     shares = allocator.to_shares(state, torch.zeros(*state["hit"].shape, 2))

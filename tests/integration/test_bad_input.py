@@ -154,7 +154,7 @@ CASES = [
     (T, "allocator.diffusion.sampler=euler", "allocator.diffusion.sampler"),
     (
         T,
-        "allocator/actor=mlp allocator/critic=mlp allocator.head.square_root_law=true",
+        "allocator/actor=mlp allocator/critic=mlp",
         "allocator.head.square_root_law",
     ),
     (T, "allocator/head=argmax", "allocator/head=argmax"),
