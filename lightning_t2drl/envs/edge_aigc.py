@@ -12,7 +12,7 @@ from torchrl.data import Binary, Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from lightning_t2drl.envs.worlds import Worlds
-from lightning_t2drl.errors import NonFiniteError
+from lightning_t2drl.errors import NonFiniteError, UserError
 from lightning_t2drl.seeding import derive_seed
 from lightning_t2drl.system.scenario import Scenario
 
@@ -69,7 +69,11 @@ class EdgeAIGCEnv(EnvBase):
         device: torch.device | str = "cpu",
         held_out: bool = False,
     ) -> None:
-        super().__init__(device=torch.device(device), batch_size=torch.Size([num_envs]))
+        if not isinstance(scenario, Scenario):
+            raise UserError(f"scenario: {scenario!r} is no Scenario; load_scenario makes one by its name")
+        if isinstance(num_envs, bool) or not hasattr(num_envs, "__index__") or num_envs < 1:
+            raise UserError(f"num_envs: {num_envs!r} is not a whole number of at least 1")
+        super().__init__(device=torch.device(device), batch_size=torch.Size([int(num_envs)]))
         self.scenario = scenario.to(device)
         self.held_out = held_out
         self.generator = torch.Generator(device=device)

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 
 from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.cachers.base import Cacher
 from lightning_t2drl.deploy.explain import read_situation
+from lightning_t2drl.errors import UserError
 from lightning_t2drl.run.commands import prepare_process, run
 from lightning_t2drl.run.compose import compose
 from lightning_t2drl.run.evaluate import Evaluation, load_policies
@@ -108,7 +109,14 @@ class TrainedPair:
 
         Returns:
             `cache` bool [N, B, M] and the raw `allocation` [N, B, U, 2], which the environment makes feasible.
+
+        Raises:
+            UserError: this is no observation of cells, or of a world with other models.
         """
+        if not isinstance(cells, TensorDictBase) or "request" not in cells:
+            raise UserError('cells: no observation of cells; hand over tensordict["cells"] of a reset or a step')
+        if (models := cells["cache"].shape[-1]) != self.scenario.models:
+            raise UserError(f"cells: of {models} models, but this policy decides on {self.scenario.models}")
         cells = cells.clone(False)
         if episode_start:
             self.cacher.start_episode(cells)

@@ -3,11 +3,12 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 import lightning_t2drl
-from lightning_t2drl import EdgeAIGCEnv, UserError, evaluate, load_policy, train
+from lightning_t2drl import EdgeAIGCEnv, UserError, evaluate, load_policy, load_scenario, train
 from tests.conftest import TINY
 
 
@@ -28,6 +29,16 @@ def test_train_evaluate_and_decide(tmp_path):
     assert action["cache"].shape == (3, 1, 10) and action["allocation"].shape == (3, 1, 7, 2)
     held = cells.clone().set("cache", action["cache"])
     assert torch.equal(policy.decide(held, frame_start=False)["cache"], action["cache"])
+    with pytest.raises(UserError, match=r"^cells: no observation of cells; hand over"):
+        policy.decide({"request": [0]})
+    with pytest.raises(UserError, match=r"^cells: of 12 models, but this policy decides on 10$"):
+        policy.decide(EdgeAIGCEnv(load_scenario("drift"), num_envs=np.int64(2)).reset()["cells"])
+    for mistake, line in (
+        (("paper",), "scenario: 'paper' is no Scenario"),
+        ((policy.scenario, 0), "num_envs: 0 is not"),
+    ):
+        with pytest.raises(UserError, match=f"^{line}"):
+            EdgeAIGCEnv(*mistake)
 
 
 def test_mistakes_raise_and_write_nothing(tmp_path, monkeypatch):
