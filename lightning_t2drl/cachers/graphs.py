@@ -17,6 +17,6 @@ class CacherGraph(nn.Module):
         self.cacher = cacher
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Bool [N, M] from the popularity [N, P] and, where the cacher looks at it, the models held [N, M]."""
-        observation = dict(zip(("popularity", "cache"), inputs, strict=False))
+        """Bool [N, M] from what `observed` lists: popularity [N, P], models held [N, M], load [N, 3]."""
+        observation = dict(zip(self.cacher.observed, inputs, strict=True))
         return amend_cache(self.cacher.scenario, self.cacher.choose(observation))

@@ -171,13 +171,16 @@ class QLearningCacher(Cacher):
         return (self.network.value(state, cache).float() - target).square().mean()  # type: ignore[operator]
 
     def export(self) -> Exported:
-        if self.config.observe_load or self.config.observe_nearby:
-            raise self.refuse("looks at the load or at other cells, which an exported policy does not get")
+        if self.config.observe_nearby:
+            raise self.refuse("looks at what other cells hold, which an exported policy does not get")
         inputs = {"popularity": torch.full((3, self.scenario.popularity_width), 1 / self.scenario.popularity_width)}
         if self.config.observe_cache:
             inputs["held"] = torch.ones(3, self.scenario.models) > 0
+        if self.config.observe_load:
+            inputs["load"] = torch.ones(3, 3)
         graph = Graph(CacherGraph(self), inputs, {name: {0: "batch"} for name in inputs}, "cache")
-        return Exported({"cacher": graph}, {"observes_cache": self.config.observe_cache})
+        facts = {"observes_cache": self.config.observe_cache, "observes_load": self.config.observe_load}
+        return Exported({"cacher": graph}, facts)
 
     def extra_state(self) -> dict[str, Any]:
         return super().extra_state() | {"updates": self.updates}

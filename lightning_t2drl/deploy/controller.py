@@ -105,7 +105,9 @@ class Cell:
         self._check_storage(feeds["cache"])
         return feeds
 
-    def cache(self, popularity: ArrayLike, held: ArrayLike | None = None) -> NDArray[np.bool_]:
+    def cache(
+        self, popularity: ArrayLike, held: ArrayLike | None = None, users: float | None = None
+    ) -> NDArray[np.bool_]:
         """Which models to hold for the coming frame."""
         raise NotImplementedError
 
@@ -188,7 +190,9 @@ class Controller(Cell):
         self._outcome: Any = None  # loaded when it is first needed
         self._cacher = _session(Path(path, CACHER)) if "observes_cache" in self.policy["cacher"] else None
 
-    def cache(self, popularity: ArrayLike, held: ArrayLike | None = None) -> NDArray[np.bool_]:
+    def cache(
+        self, popularity: ArrayLike, held: ArrayLike | None = None, users: float | None = None
+    ) -> NDArray[np.bool_]:
         """Which models to hold for the coming frame.
 
         Args:
@@ -197,6 +201,7 @@ class Controller(Cell):
                 `probabilities`: the probability of each model, [M]; `frequencies`: how often each model was
                 requested in the last frame, [M].
             held: which models are held now, bool [M]; only asked for where the policy looks at it.
+            users: how many users the cell has, on average over the last frame; likewise.
 
         Returns:
             bool [M], within the storage capacity.
@@ -214,6 +219,11 @@ class Controller(Cell):
             if held is None:
                 raise ValueError("held: missing; this policy looks at the models that are held now")
             feeds["held"] = _flags("held", held, self.models, "models")[None]
+        if kind.get("observes_load"):
+            if users is None:
+                raise ValueError("users: missing; this policy looks at how many users the cell has")
+            count = _numbers("users", [users], 1, 0.0, 1e6, "numbers")
+            feeds["load"] = (count * np.array(self.policy["load_per_user"], np.float32)).astype(np.float32)[None]
         return self._cacher.run(None, feeds)[0][0]
 
     def allocate(

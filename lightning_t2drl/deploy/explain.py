@@ -104,7 +104,9 @@ def _explain(cell: Cell, situation: Mapping[str, Any], seed: int) -> dict[str, A
         cache = chosen("cache", situation["cache"], cell.models)
     else:
         held = situation.get("held")
-        cache = cell.cache(popularity, chosen("held", [] if held is None else held, cell.models))
+        request = situation["request"]
+        users = len(request) if isinstance(request, (list, tuple)) else None  # what it has to be is checked below
+        cache = cell.cache(popularity, chosen("held", [] if held is None else held, cell.models), users)
     feeds = feeds_of(cell, situation, cache)
     generator = np.random.default_rng(seed)
     shares = cell.decide({name: value[None] for name, value in feeds.items()}, generator)

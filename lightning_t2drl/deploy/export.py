@@ -17,6 +17,7 @@ import torch
 from lightning_t2drl import __version__
 from lightning_t2drl.allocators.graphs import OutcomeGraph, names_of
 from lightning_t2drl.deploy.controller import FORMAT, POLICY, digest
+from lightning_t2drl.envs.worlds import load_per_user
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.files import temporary_name
 from lightning_t2drl.policy import Exported, Graph
@@ -44,6 +45,7 @@ INPUTS = {
     "outcome": "float32 [batch, users, 6]: hit, nearby, delay (s), quality, late, utility",
     "value": "float32 [batch]: the critics' judgement of the shares, to compare samples by",
     "popularity": "float32 [batch, states or models]: state as one-hot, probabilities, or last frame's frequencies",
+    "load": "float32 [batch, 3]: users of the cell times load_per_user, where the cacher looks at it",
     "held": "bool [batch, models]: models held before the decision, where the cacher looks at them",
 }
 
@@ -84,6 +86,7 @@ def run_export(composed: Composed) -> dict[str, Any]:
             **decision.facts,
             "popularity": scenario.popularity_observation,
             "cacher": caching.facts,
+            "load_per_user": load_per_user(scenario).tolist(),
             "inputs_and_outputs": INPUTS,
             "scenario": scenario.as_dict(),
             "sha256": {file.name: digest(file) for file in sorted(directory.glob("*.onnx"))},

@@ -103,6 +103,7 @@ def make_app(controller: Controller) -> Any:
     class Cache(Body):
         popularity: Annotated[int, Field(strict=True)] | Numbers
         held: Which | None = None
+        users: Annotated[float, Field(allow_inf_nan=False, ge=0)] | None = None
 
     class Slot(Body):
         request: Which
@@ -180,7 +181,7 @@ def make_app(controller: Controller) -> Any:
     @app.post("/cache")
     async def cache(body: Cache) -> dict[str, Any]:
         held = chosen("held", body.held or [], controller.models)
-        return {"cache": np.flatnonzero(controller.cache(body.popularity, held)).tolist()}
+        return {"cache": np.flatnonzero(controller.cache(body.popularity, held, body.users)).tolist()}
 
     @app.post("/allocate")
     async def allocate(body: Allocate) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class PolicyCell(Cell):
         self.scenario, self.cacher, self.allocator = scenario, cacher, allocator
         self.outcome_graph = OutcomeGraph(scenario, names_of(scenario))
 
-    def cache(self, popularity: Any, held: Any = None) -> NDArray[np.bool_]:
+    def cache(self, popularity: Any, held: Any = None, users: float | None = None) -> NDArray[np.bool_]:
         """Which models to hold, bool [M]."""
         seen = torch.from_numpy(self._popularity(popularity))
         state = 0
@@ -117,7 +117,8 @@ class PolicyCell(Cell):
             "popularity": seen,
             "popularity_state": torch.tensor(state),
             "cache": empty if held is None else torch.from_numpy(held),
-            "load": self.scenario.users / self.scenario.cells * load_per_user(self.scenario),
+            "load": (self.scenario.users / self.scenario.cells if users is None else users)
+            * load_per_user(self.scenario),
             **({"nearby": empty} if self.scenario.cooperates else {}),
         }
         cells = self._cells({key: value[None] for key, value in fields.items()}, 1)

@@ -18,6 +18,7 @@ from lightning_t2drl import load_policy
 from lightning_t2drl.deploy import Controller
 from lightning_t2drl.deploy import controller as deploy
 from lightning_t2drl.deploy import export as exporting
+from lightning_t2drl.envs.worlds import load_per_user
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.loop.checkpoints import AtomicCheckpointIO, in_order
 from lightning_t2drl.loop.state import KEY
@@ -35,6 +36,7 @@ KNAPSACK = [
     "allocator=ddpg_paper",
     "cacher=knapsack",
     "cacher.observe_cache=true",
+    "cacher.observe_load=true",
     "env.model_storage_gb=[2,3,4,5]",
     "env.storage_capacity_gb=8",
     "env.popularity_observation=frequencies",
@@ -224,12 +226,15 @@ def test_exported_caches_are_those_of_pytorch(policy):
         else (asked / asked.sum(-1, keepdim=True)).nan_to_num(1 / scenario.models)
     )
     held = torch.rand(64, scenario.models, generator=generator) < 0.5
-    expected = policy.cacher.decide(TensorDict({"popularity": seen, "cache": held}, batch_size=[64])).numpy()
-    decided = [controller.cache(i % 3 if state else asked[i].numpy(), held[i].numpy()) for i in range(64)]
+    load = (torch.arange(64) % 7).unsqueeze(-1) * load_per_user(scenario)
+    observed = TensorDict({"popularity": seen, "cache": held, "load": load}, batch_size=[64])
+    expected = policy.cacher.decide(observed).numpy()
+    decided = [controller.cache(i % 3 if state else asked[i].numpy(), held[i].numpy(), i % 7) for i in range(64)]
     assert np.array_equal(decided, expected)
     if policy.name != "mlps":
         assert len(np.unique(expected, axis=0)) > 1  # it depends on what it is shown
         inputs = {"popularity": seen} | ({"held": held} if policy.content["cacher"]["observes_cache"] else {})
+        inputs |= {"load": load} if policy.content["cacher"]["observes_load"] else {}
         assert np.array_equal(run_graph(policy, deploy.CACHER, **inputs), expected)
 
 
@@ -307,6 +312,7 @@ WRONG_DEMAND = [
     ("ddpg", ([-1] * 4, [True] * 4), "popularity: -1 of model 0"),
     ("ddpg", ([1] * 4,), "held: missing"),
     ("ddpg", ([1] * 4, [True] * 3), "held: shape"),
+    ("ddpg", ([1] * 4, [True] * 4), "users: missing"),
 ]
 
 
