@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -156,3 +157,14 @@ def test_saved_config_builds_the_same_scenario(run_train, tmp_path):
 
     saved = OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml"))
     assert build_scenario(typed(EnvConfig, saved["env"], "env")).users == 7
+
+
+def test_a_long_trace_of_ones_own_trains_and_evaluates(run_train, run_evaluate, tmp_path):
+    rows = 100_000
+    generator = np.random.default_rng(0)
+    seconds, models = np.sort(generator.uniform(0, 2e6, rows)).round(3), (generator.zipf(1.5, rows) - 1) % 10
+    users = generator.integers(30, size=rows)
+    pd.DataFrame({"time": seconds, "model": models, "user": users}).to_csv(tmp_path / "long.csv", index=False)
+    run_train("demand=trace", "env.users=30", f"env.demand.file={tmp_path}/long.csv", output_dir=tmp_path / "run")
+    found = run_evaluate(checkpoint=tmp_path / "run", episodes=2)
+    assert found["hindsight"] and 0 < found["schemes"]["t2drl"]["hit_ratio"]["mean"] < 1
