@@ -176,17 +176,18 @@ class ActorCriticAllocator(Allocator):
         """The noise of decisions."""
         return self.draw_noise(state)
 
-    def to_raw(self, state: State, output: Tensor) -> Tensor:
-        """The raw allocation [*, U, 2] that an actor's output [*, U, 2] means."""
-        return self.head(self.actor.squash(output), state)
+    def to_raw(self, state: State, output: Tensor, explore: bool = True) -> Tensor:
+        """The raw allocation [*, U, 2] that an actor's output [*, U, 2] means, in training or in earnest."""
+        head = self.head if explore else getattr(self.head, "decide", self.head)
+        return head(self.actor.squash(output), state)
 
-    def to_shares(self, state: State, output: Tensor) -> Tensor:
+    def to_shares(self, state: State, output: Tensor, explore: bool = True) -> Tensor:
         """Feasible shares [*, U, 2] from an actor's output [*, U, 2]."""
-        return amend_allocation(self.to_raw(state, output), state["hit"], state["attached"])
+        return amend_allocation(self.to_raw(state, output, explore), state["hit"], state["attached"])
 
-    def shares(self, actor: nn.Module, state: State, noise: Tensor) -> Tensor:
+    def shares(self, actor: nn.Module, state: State, noise: Tensor, explore: bool = True) -> Tensor:
         """Feasible shares [*, U, 2] of an actor."""
-        return self.to_shares(state, actor(state, noise).float())
+        return self.to_shares(state, actor(state, noise).float(), explore)
 
     @staticmethod
     def values(critics: nn.ModuleList, state: State, shares: Tensor) -> Tensor:
@@ -207,7 +208,7 @@ class ActorCriticAllocator(Allocator):
         if explore:
             spread = torch.randn(output.shape, generator=self.generator, device=output.device)
             output = output + spread * self.exploration_noise
-        raw = self.to_raw(fields, output)
+        raw = self.to_raw(fields, output, explore)
         if order is None:
             return raw
         places = order.unsqueeze(-1).expand_as(raw)
@@ -350,7 +351,7 @@ class ActorCriticAllocator(Allocator):
 
     def decision(self, state: State, noise: Tensor) -> Tensor:
         """Shares [*, U, 2] of an exported decision."""
-        return self.shares(self.actor, state, noise)
+        return self.shares(self.actor, state, noise, explore=False)
 
     def export(self) -> Exported:
         any_users = self.features.any_users

@@ -47,7 +47,7 @@ class SamplingAllocator(ActorCriticAllocator):
         if explore or samples == 1:
             return super().act(state, explore)
         many = {key: value.expand(samples, *value.shape) for key, value in state.to_dict().items()}
-        shares = self.shares(self.actor, many, self.decision_noise(many, explore))
+        shares = self.shares(self.actor, many, self.decision_noise(many, explore), explore)
         if self.config.decision == "mean":
             return raw_from_shares(shares.mean(0))
         value = self.value(self.critics, many, shares)
@@ -63,7 +63,7 @@ class SamplingAllocator(ActorCriticAllocator):
     def decision(self, state: State, noise: Tensor) -> Tensor:
         if not self.exported_draws:
             noise = torch.zeros((self.actor.draws, *state["hit"].shape, 2), device=state["hit"].device)
-        return self.shares(self.actor, state, noise * self.config.decision_noise)
+        return self.shares(self.actor, state, noise * self.config.decision_noise, explore=False)
 
     def export(self) -> Exported:
         if self.config.decision == "mean" and self.config.decision_samples > 1:

@@ -14,7 +14,11 @@ from lightning_t2drl.system.amender import raw_from_shares
 
 
 class Head(Protocol):
-    """From an actor's output to a raw allocation, which the amender makes feasible."""
+    """From an actor's output to a raw allocation, which the amender makes feasible.
+
+    Where decisions should differ from what is explored and learned from, a head has a method `decide` of the same
+    arguments for them.
+    """
 
     def __call__(self, output: Tensor, state: State) -> Tensor:
         """Raw [*, U, 2] from output [*, U, 2] and the fields of a state [*]."""
@@ -73,9 +77,9 @@ class CompetitiveHead:
     much in all, one threshold theta is subtracted from all logits, and hits with the lowest logits drop out first.
     The scale is large so that the sigmoid saturates long before tanh: otherwise all outputs drift to 1 and tie.
 
-    With `drop_wasted` nobody is granted steps in vain: hits that the threshold would leave with A1 steps or fewer get
-    none, those of the lowest logits first, until all others get more, and these share what is freed. The critics see
-    that; the gradient reaches a dropped hit's logit as if it had been granted what it asked for.
+    With `drop_wasted` no decision grants steps in vain: hits that the threshold would leave with A1 steps or fewer get
+    none, those of the lowest logits first, until all others get more, and these share what is freed. Exploration and
+    the critics do without: they learn sooner what steps bring where every hit gets some.
     """
 
     Config = CompetitiveHeadConfig
@@ -94,15 +98,28 @@ class CompetitiveHead:
         self.keep_deadlines = config.keep_deadlines
 
     def __call__(self, output: Tensor, state: State) -> Tensor:
-        hit, attached = state["hit"], state["attached"]
+        ask, most = self._asked(output, state)
+        return self._allocation(output, self._threshold(ask, most), state)
+
+    def decide(self, output: Tensor, state: State) -> Tensor:
+        """As a call, without steps in vain if `drop_wasted` is set."""
+        ask, most = self._asked(output, state)
+        wasteless = self.drop_wasted
+        steps = self._without_waste(ask, most, state["floor_share"]) if wasteless else self._threshold(ask, most)
+        return self._allocation(output, steps, state)
+
+    def _asked(self, output: Tensor, state: State) -> tuple[Tensor, Tensor]:
+        """Each user's logit of steps, and the most that a hit can use of the budget; [*, U]."""
+        return self.step_scale * output[..., 1] + self.GENEROUS, state["full_share"] * state["hit"]
+
+    def _allocation(self, output: Tensor, steps: Tensor, state: State) -> Tensor:
+        """Raw [*, U, 2] of these steps [*, U] and the output's bandwidth."""
+        attached = state["attached"]
         logit = output[..., 0]
         count = attached.sum(-1, keepdim=True).clamp_min(1)
         logit = self.scale * (logit - (logit * attached).sum(-1, keepdim=True) / count)
         if self.square_root_law:
             logit = logit + 0.5 * UserFeatures.log_link(state["features"])
-        ask, most = self.step_scale * output[..., 1] + self.GENEROUS, state["full_share"] * hit
-        wasteless = self.drop_wasted
-        steps = self._without_waste(ask, most, state["floor_share"]) if wasteless else self._threshold(ask, most)
         bandwidth = logit.masked_fill(~attached, -1e9).softmax(-1)
         if self.keep_deadlines:
             bandwidth = self._in_time(bandwidth, steps, state)
@@ -163,12 +180,17 @@ class CompetitiveHead:
             binding = (asked * (asked > floor)).sum(-1, keepdim=True) > 1
             theta = torch.where(binding, self._search(logit, most, floor), 0.0)
             kept = most * (logit - theta).sigmoid() > floor
-        asked = self._threshold(logit, most)
-        return torch.where(kept, self._threshold(logit, most * kept), asked - asked.detach())
+        return self._threshold(logit, most * kept)
+
+
+CHOICES = 16  # of whom to keep: those who fit, or those less some of the neediest
 
 
 def _worth_keeping(need: Tensor, link: Tensor, left: Tensor, cost: Tensor, shares: Tensor, there: Tensor) -> Tensor:
     """Whom to keep in time, bool [*, U]: those who need least, as many as earns most; what is left is shared by all.
+
+    That is nearly always as many as fit, or a few less: of more than 16 users no more than 15 who would fit are given
+    up, or all, so that time and memory grow with the users and not with their square.
 
     Args:
         need: bandwidth that being in time takes.
@@ -179,12 +201,16 @@ def _worth_keeping(need: Tensor, link: Tensor, left: Tensor, cost: Tensor, share
         there: who is attached; these and the first three [*, U].
     """
     possible = there & (left > 0)
-    kept = (need.unsqueeze(-2) <= need.unsqueeze(-1)) & possible.unsqueeze(-2)  # [*, k, u]: u needs no more than k
+    ascending = need.masked_fill(~possible, torch.inf).sort(-1).values
+    fit = (ascending.cumsum(-1) <= 1).sum(-1, keepdim=True)
+    choices = CHOICES if torch.compiler.is_exporting() else min(CHOICES, need.shape[-1])  # exported for any U
+    last = (fit - 1 - torch.arange(choices, device=need.device)).clamp_min(0)
+    kept = (need.unsqueeze(-2) <= ascending.gather(-1, last).unsqueeze(-1)) & possible.unsqueeze(-2)  # [*, k, U]
     rest = 1 - (need.unsqueeze(-2) * kept).sum(-1, keepdim=True)
     got = need.unsqueeze(-2) * kept + rest.clamp_min(0.0) * shares.unsqueeze(-2)
     latency = (left.unsqueeze(-2) - link.unsqueeze(-2) / got.clamp_min(1e-12)).clamp_min(-1.0)
     delay, late = cost.unbind(-1)
     earned = ((delay.unsqueeze(-2) * latency - late.unsqueeze(-2) * ~kept) * there.unsqueeze(-2)).sum(-1)
-    most, best = earned.masked_fill(~possible | (rest.squeeze(-1) < 0), -torch.inf).max(-1, keepdim=True)
+    most, best = earned.masked_fill(rest.squeeze(-1) < 0, -torch.inf).max(-1, keepdim=True)
     alone = ((delay * (left - link / shares.clamp_min(1e-12)).clamp_min(-1.0) - late) * there).sum(-1, keepdim=True)
     return kept.gather(-2, best.unsqueeze(-1).expand_as(kept[..., :1, :])).squeeze(-2) & (most > alone)
