@@ -29,15 +29,20 @@ class ExactConfig:
 
 
 class ExactAllocator(Allocator):
-    """The feasible allocation that `slot_bound` finds; its distance from the bound is known slot by slot."""
+    """The feasible allocation that `slot_bound` finds; its distance from the bound is known slot by slot.
+
+    `bound` [N, B] is what no allocation exceeds in the slot last decided, with the caches that were held.
+    """
 
     Config = ExactConfig
     config: ExactConfig
+    bound: Tensor | None = None
 
     def decide(self, observation: TensorDict, explore: bool = False) -> Tensor:
         found = slot_bound(
             self.scenario, **situation(observation), rounds=self.config.rounds, counts=self.config.counts
         )
+        self.bound = found["bound"]
         bought = of_model(self.scenario.budget_steps, observation["request"])
         shares = torch.stack((found["bandwidth"], found["steps"] / bought), -1)
         return raw_from_shares(shares)

@@ -19,6 +19,8 @@ from lightning_t2drl.loop.slots import Slot, frame
 from lightning_t2drl.seeding import derive_seed
 from lightning_t2drl.system.scenario import Scenario
 
+Watch = Callable[[EdgeAIGCEnv, Slot | None], None]  # see `evaluate`
+
 
 @contextmanager
 def on_own_randomness(policy: Cacher | Allocator, seed: int) -> Iterator[None]:
@@ -38,7 +40,7 @@ def evaluate(
     episodes: int,
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    watch: Callable[[EdgeAIGCEnv, Slot | None], None] = lambda env, slot: None,
+    watch: Watch = lambda env, slot: None,
 ) -> dict[str, Tensor]:
     """Play whole episodes without exploration.
 

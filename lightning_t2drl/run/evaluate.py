@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,15 +22,17 @@ from lightning_t2drl.building import build_policies
 from lightning_t2drl.cachers.base import Cacher
 from lightning_t2drl.cachers.oracle import OracleCacher, OracleConfig
 from lightning_t2drl.cachers.random import RandomCacher, RandomConfig
+from lightning_t2drl.envs import EdgeAIGCEnv
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.files import as_json, write_atomically
-from lightning_t2drl.loop.evaluation import evaluate, summarise
+from lightning_t2drl.loop.evaluation import Watch, evaluate, summarise
 from lightning_t2drl.loop.records import Recorder
+from lightning_t2drl.loop.slots import Slot
 from lightning_t2drl.policy import Policy
 from lightning_t2drl.run.compose import PAIR, Composed
 from lightning_t2drl.run.results_dir import new_directory
 from lightning_t2drl.run.screen import console
-from lightning_t2drl.run.tables import rows, schemes_table, services_table
+from lightning_t2drl.run.tables import bound_line, rows, schemes_table, services_table
 from lightning_t2drl.seeding import derive_seed
 from lightning_t2drl.system.scenario import Scenario
 
@@ -44,7 +47,7 @@ class Evaluation:
     Args:
         name: of the scheme.
         results: what `evaluation.json` holds: scenario, episodes, seed, and per scheme every metric's mean, standard
-            error and, of some, the episodes' own values.
+            error and, of some, the episodes' own values; of the oracle also `bound`, see `bound_line`.
         output_dir: where it was written.
     """
 
@@ -84,6 +87,8 @@ def run_evaluation(composed: Composed) -> Evaluation:
 
             results = play(composed, show, screen.print, directory / "records" if config.records else None)
         screen.print(schemes_table(results), soft_wrap=False)
+        if line := bound_line(results):
+            screen.print(line)
         if (by_service := services_table(results, results["name"])) is not None:
             screen.print(by_service, soft_wrap=False)
         write_atomically(directory / RESULT, as_json(results))
@@ -133,10 +138,19 @@ def compare(
     def played(directory: str, cacher: Cacher, allocator: Allocator) -> dict[str, Any]:
         show = partial(progress, name if directory == "scheme" else directory)
         show(0, 1)
-        if records is None:
-            return summarise(evaluate(scenario, cacher, allocator, episodes, seed, show))
-        with Recorder(records / directory, scenario, episodes, oracle) as recorder:
-            return summarise(evaluate(scenario, cacher, allocator, episodes, seed, show, recorder))
+        with ExitStack() as stack:
+            watches: list[Watch] = []
+            if records is not None:
+                watches.append(stack.enter_context(Recorder(records / directory, scenario, episodes, oracle)))
+            bound = _Bound(allocator) if directory == "oracle" and isinstance(allocator, ExactAllocator) else None
+            watches += [bound] if bound else []
+
+            def watch(env: EdgeAIGCEnv, slot: Slot | None) -> None:
+                for each in watches:
+                    each(env, slot)
+
+            means = evaluate(scenario, cacher, allocator, episodes, seed, show, watch)
+        return summarise(means | ({"bound": bound.total} if bound else {}))
 
     pairs = {reference: REFERENCES[reference](scenario) for reference in references}
     oracle = pairs["oracle"][0] if "oracle" in pairs else None
@@ -159,6 +173,20 @@ def compare(
         "schemes": {name: scheme},
         "references": beside,
     }
+
+
+class _Bound:
+    """Sums what no allocation exceeds while the near-exact one plays: `total` by episode, to compare total utility with."""
+
+    def __init__(self, allocator: ExactAllocator) -> None:
+        self.allocator = allocator
+        self.total = torch.tensor(0.0)
+
+    def __call__(self, env: EdgeAIGCEnv, slot: Slot | None) -> None:
+        if slot is not None and self.allocator.bound is not None:
+            users = slot.cells["attached"].sum(-1)  # [N, B]; utility is a mean over all users of a world
+            mean = (self.allocator.bound * users).sum(-1) / users.sum(-1).clamp_min(1)
+            self.total = self.total + mean.cpu()
 
 
 def digest(scenario: Scenario) -> str:

@@ -57,6 +57,20 @@ def schemes_table(results: dict[str, Any]) -> Table:
     return table
 
 
+def bound_line(results: dict[str, Any]) -> str | None:
+    """The total utility that no allocation exceeds with the oracle's caches, and shares of it; None if it is not known.
+
+    It is proven for every slot played (docs/concepts/bound.md). That no other caches allow more is not: the oracle
+    compares them on sampled slots.
+    """
+    bound = results.get("references", {}).get(BEST, {}).get("bound")
+    if bound is None or bound["mean"] <= 0:
+        return None
+    total = ((name, scheme["total_utility"]["mean"]) for name, scheme in rows(results))
+    shares = ", ".join(f"{name} {100 * value / bound['mean']:.2f} %" for name, value in total)
+    return f"of the bound with the oracle's caches, {bound['mean']:.2f}: {shares}"
+
+
 def services_table(results: dict[str, Any], name: str) -> Table | None:
     """One row per service of a scheme; None where all models are of one service."""
     scheme = results["schemes"][name]

@@ -1,10 +1,12 @@
 """Evaluation: which worlds are played does not depend on how many."""
 
+import pytest
 import torch
 
 from lightning_t2drl.allocators.equal import EqualAllocator, EqualConfig
 from lightning_t2drl.cachers.popular import PopularCacher, PopularConfig
 from lightning_t2drl.loop.evaluation import evaluate
+from lightning_t2drl.run.tables import bound_line
 from lightning_t2drl.system import load_scenario
 
 
@@ -14,3 +16,15 @@ def test_the_first_episodes_are_the_same_however_many_are_played():
     few, many, other = (evaluate(scenario, *pair, n, seed)["utility"] for n, seed in ((3, 1), (40, 1), (3, 2)))
     torch.testing.assert_close(few, many[:3], rtol=1e-5, atol=1e-6)
     assert not torch.isclose(few, other).any()
+
+
+@pytest.mark.parametrize("env", ["paper", "cells3"])
+def test_the_oracle_comes_with_the_bound_that_nobody_with_its_caches_exceeds(env, run_evaluate, capsys):
+    small = [f"env={env}", "env.frames_per_episode=2", "env.slots_per_frame=3", "episodes=3", "references=[oracle]"]
+    found = run_evaluate(*small, "cacher=popular", "allocator=equal")
+    oracle = found["references"]["oracle"]
+    bound = oracle["bound"]["mean"]
+    assert bound * 0.999 < oracle["total_utility"]["mean"] <= bound * (1 + 1e-6)
+    share = 100 * oracle["total_utility"]["mean"] / bound
+    assert f"of the bound with the oracle's caches, {bound:.2f}: " in capsys.readouterr().out
+    assert f"oracle {share:.2f} %" in bound_line(found)
