@@ -176,7 +176,7 @@ def compare(
 
 
 class _Bound:
-    """Sums what no allocation exceeds while the near-exact one plays: `total` by episode, to compare total utility with."""
+    """Sums what no allocation exceeds while the near-exact one plays: `total` [N], of the kind of total utility."""
 
     def __init__(self, allocator: ExactAllocator) -> None:
         self.allocator = allocator
