@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from lightning_t2drl.errors import UserError
 
@@ -37,15 +40,36 @@ def new_directory(kind: str, named: str | None) -> Iterator[Path]:
         except OSError as error:
             raise UserError(f"output_dir: {directory} cannot be written ({error.strerror})") from None
     try:
-        yield directory
+        with leaving_by_finally():  # so that nothing half-written stays
+            yield directory
         if named is None:
             point_latest(directory)
     except OSError as error:
         raise UserError(f"output_dir: {error.filename or directory} cannot be written ({error.strerror})") from None
     finally:
-        with suppress(OSError):  # something was written
+        for path in sorted(directory.rglob("*/"), reverse=True):
+            with suppress(OSError):  # something was written into it
+                path.rmdir()
+        with suppress(OSError):
             for path in missing:
                 path.rmdir()
+
+
+@contextmanager
+def leaving_by_finally() -> Iterator[None]:
+    """SIGTERM raises SystemExit inside, so that what has to be put away is; not in threads, where none arrives."""
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def point_latest(directory: Path) -> None:

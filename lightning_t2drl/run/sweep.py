@@ -30,6 +30,7 @@ from lightning_t2drl.errors import NonFiniteError, UserError
 from lightning_t2drl.run.choices import no_such_choice
 from lightning_t2drl.run.commands import run
 from lightning_t2drl.run.overrides import Words, expand, parse, split
+from lightning_t2drl.run.results_dir import leaving_by_finally
 from lightning_t2drl.run.screen import console
 from lightning_t2drl.run.tables import plain_table
 from lightning_t2drl.system.catalogue import CONFIG_ROOT
@@ -51,7 +52,8 @@ def launch(task: Callable[[int], Any], count: int, launcher: Sequence[str]) -> l
     Raises:
         UserError: the launcher is none, or not installed.
     """
-    with launcher_config(launcher) as (config, loader), _leaving_by_finally():
+    # Leaving at once, a launcher's workers would stay behind and go on with what is queued.
+    with launcher_config(launcher) as (config, loader), leaving_by_finally():
         context = HydraContext(config_loader=loader, callbacks=Callbacks(config))
         function = partial(_numbered, task, os.getpid())
         runner = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=function, config=config)
@@ -102,20 +104,6 @@ def _end_with_parent() -> None:
 
     if not any(thread.name == "parent" for thread in threading.enumerate()):  # one process may run several jobs
         threading.Thread(target=look, name="parent", daemon=True).start()
-
-
-@contextmanager
-def _leaving_by_finally() -> Iterator[None]:
-    """SIGTERM raises: at once, a launcher's workers would stay behind and go on with what is queued."""
-
-    def leave(number: int, frame: Any) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 # -- -m

@@ -10,6 +10,7 @@ import torch
 from benchmarks.survival import PHASES, RUN, checkpoint_cost, compare, finish, newest, start, survive
 from lightning_t2drl.callbacks import FrameProgress
 from lightning_t2drl.loop.checkpoints import AtomicCheckpointIO, in_order, load_checkpoint
+from lightning_t2drl.loop.records import Recorder
 from tests.limits import seconds
 
 
@@ -101,3 +102,15 @@ def test_a_checkpoint_s_cost_is_reckoned_from_a_run(tmp_path):
     assert cost["checkpoints"] == 2 and cost["megabytes"] > 0.1 and 0 < cost["share_of_training_percent"] < 100
     with pytest.raises(RuntimeError, match=r"status 1:\nerror: output_dir: .* is not empty"):
         finish(start([*RUN, f"output_dir={tmp_path}"], tmp_path / "log"), tmp_path / "log")
+
+
+def test_an_evaluation_asked_to_stop_leaves_nothing_half_written(run_evaluate, tmp_path, monkeypatch):
+    def watch(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Recorder, "_cells", watch)  # in the middle of writing
+    small = ["cacher=random", "allocator=equal", "env.users=3", "episodes=2", "records=true"]
+    with pytest.raises(SystemExit) as raised:
+        run_evaluate(*small, output_dir=tmp_path / "e")
+    assert raised.value.code == 128 + signal.SIGTERM and not (tmp_path / "e").exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
