@@ -97,6 +97,18 @@ def test_the_page_holds_what_was_played_and_needs_no_network(view):
     assert not re.search(r"(src|href)=\"?http", body)
 
 
+def test_ten_episodes_of_seven_cells_take_less_than_ten_megabytes(view):
+    """What the page holds per user and slot, taken to that size, and what it always holds."""
+    content = content_of(view)
+    rows = content["sizes"]["worlds"] * content["sizes"]["slots"] * content["sizes"]["users"]
+    per_row = sum(map(len, content["arrays"].values())) / rows
+    large = load_scenario("cells7")
+    per_cell = 12 * len(content["per_cell"]) * large.cells  # a number of up to four digits, its comma, its sign
+    per_slot = per_row * large.users + per_cell
+    page = view.page.stat().st_size - sum(map(len, content["arrays"].values()))
+    assert page + 10 * large.slots_per_episode * per_slot < 10e6
+
+
 def test_the_oracles_caches_are_those_recorded(view, tmp_path):
     slots, frames = (view.page.parent / "records" / name for name in FILES)
     table = pd.read_parquet(frames)
