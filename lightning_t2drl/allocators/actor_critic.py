@@ -21,7 +21,7 @@ from lightning_t2drl.allocators.objectives import OBJECTIVES, q_weighted, true_v
 from lightning_t2drl.checks import Misfit, one_of, within
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.networks.actors.base import Actor
-from lightning_t2drl.networks.features import State, UserFeatures, delay_cost, floor_share
+from lightning_t2drl.networks.features import State, UserFeatures, delay_cost, efficient_share, floor_share
 from lightning_t2drl.networks.heads import Head
 from lightning_t2drl.policy import LEARNING_RATE_SCHEDULES, Exported, Graph, Metrics, Optimise
 from lightning_t2drl.registry import build, class_of
@@ -163,6 +163,7 @@ class ActorCriticAllocator(Allocator):
         fields = self.features(self.scenario, observation)
         if getattr(self.head, "drop_wasted", False):
             fields["floor_share"] = floor_share(self.scenario, observation)
+            fields["efficient_share"] = efficient_share(self.scenario, observation)
         if getattr(self.head, "keep_deadlines", False):
             fields["delay_cost"] = delay_cost(self.scenario, observation)
         return fields

@@ -50,6 +50,12 @@ def floor_share(scenario: Scenario, observation: Observation) -> Tensor:
     return scenario.floor_steps[request] / service.of_model(scenario.budget_steps, request)
 
 
+def efficient_share(scenario: Scenario, observation: Observation) -> Tensor:
+    """The share of the step budget at which steps bring the most quality each; [*, U]."""
+    request = observation["request"]
+    return scenario.efficient_steps[request] / service.of_model(scenario.budget_steps, request)
+
+
 def delay_cost(scenario: Scenario, observation: Observation) -> Tensor:
     """What delay costs per deadline, 1 - alpha, and what being late costs beside it, chi; [*, U, 2]."""
     request = observation["request"]

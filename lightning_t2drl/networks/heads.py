@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,19 +68,20 @@ class CompetitiveHead:
     shares in proportion to sqrt(a_u) make the sum of access delays least, whatever the number of users. It needs the
     features of set networks.
 
-    With `keep_deadlines` users first get the bandwidth that being in time takes: the link time over the time that
+    With `keep_deadlines` users get at least the bandwidth that being in time takes: the link time over the time that
     generation and backhaul leave. Those who need most are given up where that is too much in all, or costs the others
-    more than being late costs; so it is whatever the load. The softmax shares what is left among all.
-    It needs the features of set networks, too.
+    more than being late costs; so it is whatever the load. The softmax shares out what is above these floors, without
+    those who are given up and would wait so long all the same that waiting longer costs nothing. It needs the features
+    of set networks, too.
 
     Fewer than A1 steps bring no quality, so scaling all hits down alike wastes steps: with a short budget it is best
     to serve some hits fully and others not at all. Each hit asks for A3 sigmoid(step_scale output). If that is too
     much in all, one threshold theta is subtracted from all logits, and hits with the lowest logits drop out first.
     The scale is large so that the sigmoid saturates long before tanh: otherwise all outputs drift to 1 and tie.
 
-    With `drop_wasted` no decision grants steps in vain: hits that the threshold would leave with A1 steps or fewer get
-    none, those of the lowest logits first, until all others get more, and these share what is freed. Exploration and
-    the critics do without: they learn sooner what steps bring where every hit gets some.
+    With `drop_wasted` decisions grant each hit that is served about as many steps as bring the most quality each, or
+    what it asks for if that is less; those of the lowest logits get none, but for one that gets what is left if that
+    exceeds A1. Exploration and the critics do without: they learn sooner what steps bring where every hit gets some.
     """
 
     Config = CompetitiveHeadConfig
@@ -87,6 +89,7 @@ class CompetitiveHead:
     # A fresh network starts at A3 sigmoid(3) steps for each hit. Below A1 steps bring no quality and the gradient is 0;
     # from the middle of the range, the first errors of a critic could push the actor there.
     GENEROUS = 3.0
+    ABOUT = 0.98  # of the most efficient steps: no logit makes the sigmoid 1
     MARGIN = 1.005  # of the bandwidth that a deadline takes, for rounding
     SECTIONS, ROUNDS = 28, 3  # theta is found to 1/28^3 of its range, then refined by a Newton step
 
@@ -104,8 +107,7 @@ class CompetitiveHead:
     def decide(self, output: Tensor, state: State) -> Tensor:
         """As a call, without steps in vain if `drop_wasted` is set."""
         ask, most = self._asked(output, state)
-        wasteless = self.drop_wasted
-        steps = self._without_waste(ask, most, state["floor_share"]) if wasteless else self._threshold(ask, most)
+        steps = self._without_waste(ask, most, state) if self.drop_wasted else self._threshold(ask, most)
         return self._allocation(output, steps, state)
 
     def _asked(self, output: Tensor, state: State) -> tuple[Tensor, Tensor]:
@@ -134,36 +136,40 @@ class CompetitiveHead:
         need = self.MARGIN * link / left.clamp_min(1e-6)
         with torch.no_grad():
             kept = _worth_keeping(need, link, left, state["delay_cost"], shares, attached)
-        floor = torch.where(kept, need, 0.0)
-        return floor + (1 - floor.sum(-1, keepdim=True)).clamp_min(0.0) * shares
+            floor = torch.where(kept, need, 0.0)
+            # Delays count up to twice the deadline. A lone late user with twice the bandwidth at which that is reached
+            # earns as much per bandwidth as any does; with less, what he gets is better spent on others.
+            fed = kept | (_above(floor, shares) * (1 + left) >= 2 * link)
+            fed = fed | ~fed.any(-1, keepdim=True)
+        return _above(torch.where(kept, need, 0.0), shares * fed)
 
     def _threshold(self, logit: Tensor, most: Tensor) -> Tensor:
         """Most * sigmoid(logit - theta) with the least theta >= 0 at which it sums to 1 or less; [*, U]."""
         with torch.no_grad():
             binding = (most * logit.sigmoid()).sum(-1, keepdim=True) > 1
-            theta = torch.where(binding, self._search(logit, most, None), 0.0)
+
+            def over(theta: Tensor) -> Tensor:
+                share = (logit.unsqueeze(-1) - theta.unsqueeze(-2)).sigmoid_()
+                return (most.unsqueeze(-1) * share).sum(-2) > 1
+
+            theta = torch.where(binding, self._search(0.0, self._range, self.ROUNDS, over, logit), 0.0)
         share = (logit - theta).sigmoid()
         # One Newton step in theta, with gradient: it carries how theta moves with the logits.
         slope = (most * share * (1 - share)).sum(-1, keepdim=True).clamp_min(1e-4)
         theta = theta + torch.where(binding, ((most * share).sum(-1, keepdim=True) - 1) / slope.detach(), 0.0)
         return most * (logit - theta).sigmoid()
 
-    def _search(self, logit: Tensor, most: Tensor, floor: Tensor | None) -> Tensor:
-        """A theta of at most 1/28^3 of its range above the least at which what is asked for sums to 1 or less; [*, 1].
+    def _search(self, low: float, width: float, rounds: int, over: Callable[[Tensor], Tensor], logit: Tensor) -> Tensor:
+        """A theta of at most width/28^rounds above the least from `low` on at which not too much is asked for; [*, 1].
 
-        With a floor what does not exceed it counts as nothing.
+        `over` says where it is too much, bool [*, 27] of thetas [*, 27]; that falls with theta.
         """
-        theta = torch.zeros_like(logit[..., :1])
-        width = self._range
+        theta = torch.full_like(logit[..., :1], low)
         inside = torch.arange(1, self.SECTIONS, device=logit.device) / self.SECTIONS
-        for _ in range(self.ROUNDS):  # the sum falls with theta: count the points where it is still too large
-            asked = (logit.unsqueeze(-1) - (theta + width * inside).unsqueeze(-2)).sigmoid_()
-            asked = most.unsqueeze(-1) * asked
-            if floor is not None:
-                asked = asked * (asked > floor.unsqueeze(-1))
-            over = asked.sum(-2) > 1
+        for _ in range(rounds):  # count the points where it is still too much
+            too_much = over(theta + width * inside)
             width /= self.SECTIONS
-            theta = theta + width * over.sum(-1, keepdim=True)
+            theta = theta + width * too_much.sum(-1, keepdim=True)
         return theta + width
 
     @property
@@ -171,16 +177,46 @@ class CompetitiveHead:
         """Beyond this theta nobody gets anything."""
         return 2 * self.step_scale + self.GENEROUS + 8.0
 
-    def _without_waste(self, logit: Tensor, most: Tensor, floor: Tensor) -> Tensor:
-        """Shares [*, U] that are 0 or exceed the floor."""
-        apart = 2 * self._range / self.SECTIONS**self.ROUNDS  # the search must tell ties apart: the first users win
-        logit = logit - apart * torch.arange(logit.shape[-1], device=logit.device)
-        with torch.no_grad():
-            asked = most * logit.sigmoid()
-            binding = (asked * (asked > floor)).sum(-1, keepdim=True) > 1
-            theta = torch.where(binding, self._search(logit, most, floor), 0.0)
-            kept = most * (logit - theta).sigmoid() > floor
-        return self._threshold(logit, most * kept)
+    def _without_waste(self, logit: Tensor, most: Tensor, state: State) -> Tensor:
+        """Shares [*, U] that are 0 or above the floor and, but for one, about the efficient share or what is asked.
+
+        A theta above 0 lowers what is asked for as in `_threshold`, and any theta drops those whose logit less theta
+        is not above that of the efficient share. The search must tell ties apart: the first users win.
+        """
+        low, width, rounds = -self._range, 2 * self._range, self.ROUNDS + 1
+        logit = logit - 2 * width / self.SECTIONS**rounds * torch.arange(logit.shape[-1], device=logit.device)
+        floor = state["floor_share"]
+        asked = most * logit.sigmoid()
+        level = (self.ABOUT * (state["efficient_share"] / state["full_share"]).clamp(0.01, 1.0)).logit()
+
+        def over(theta: Tensor) -> Tensor:
+            share = (logit.unsqueeze(-1) - theta.clamp_min(0.0).unsqueeze(-2)).sigmoid_()
+            kept = (logit - level).unsqueeze(-1) > theta.unsqueeze(-2)
+            return (most.unsqueeze(-1) * share * kept).sum(-2) > 1
+
+        drop = self._search(low, width, rounds, over, logit)
+        kept = (asked.sum(-1, keepdim=True) <= 1) | (logit - level > drop)
+        steps = self._threshold(logit, most * (kept & (asked > floor)))
+        left = torch.minimum(1 - steps.sum(-1, keepdim=True), asked)
+        waiting = logit.masked_fill((steps > 0) | (left <= floor), -torch.inf)
+        first = (waiting == waiting.amax(-1, keepdim=True)) & (waiting > -torch.inf)
+        return torch.where(first, left, steps)
+
+
+def _above(floor: Tensor, shares: Tensor) -> Tensor:
+    """max(floor, c shares) with the c at which it sums to 1, [*, U]; both sum to 1 or less, and shares to 1.
+
+    Where shares follow the square-root law, nothing above the floors makes the sum of access delays less.
+    """
+    with torch.no_grad():  # users are lifted above their floors in the order of floor over share
+        ratio, order = (floor / shares.clamp_min(1e-12)).sort(-1)
+        lifted = shares.gather(-1, order).cumsum(-1)
+        held = floor.sum(-1, keepdim=True) - floor.gather(-1, order).cumsum(-1)
+        level = (1 - held) / lifted.clamp_min(1e-12)
+        count = (level >= ratio).sum(-1, keepdim=True).clamp_min(1)
+        free = ratio.gather(-1, count - 1) >= floor / shares.clamp_min(1e-12)
+    rest = 1 - (floor * ~free).sum(-1, keepdim=True)
+    return torch.where(free, rest * shares / (shares * free).sum(-1, keepdim=True).clamp_min(1e-12), floor)
 
 
 CHOICES = 16  # of whom to keep: those who fit, or those less some of the neediest

@@ -252,6 +252,15 @@ class Scenario:
         return torch.stack((*curves, self.seconds_per_step, self.base_seconds))
 
     @cached_property
+    def efficient_steps(self) -> Tensor:
+        """The steps at which they bring the most quality each, [M]: A3 of one piece, a knot of several."""
+        if self.knots is None:
+            return self.full_steps
+        worst, best = self.knots[:, :1, 1], self.knots[:, -1:, 1]
+        steps, score = self.knots[:, 1:, 0], (self.knots[:, 1:, 1] - worst) / (best - worst)
+        return steps.gather(-1, (score / steps).argmax(-1, keepdim=True)).squeeze(-1)
+
+    @cached_property
     def curve_pieces(self) -> Tensor | None:
         """The linear pieces of the quality curves, [M, P, 3]: first step, score there, steps per unit of score.
 

@@ -142,6 +142,21 @@ def test_cheap_hits_get_their_steps_first():
     assert found["achieved"].item() == pytest.approx(found["bound"].item(), abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["paper", "mixed"])
+def test_the_most_efficient_steps_are_those_of_the_best_quality_per_step(name):
+    scenario = load_scenario(name)
+    for m in range(scenario.models):
+        steps = torch.linspace(0, float(scenario.full_steps[m]), 4001)[1:]
+        if scenario.knots is None:
+            score = ((steps - scenario.floor_steps[m]) / (scenario.full_steps[m] - scenario.floor_steps[m])).clamp_min(
+                0
+            )
+        else:
+            at, metric = scenario.knots[m].unbind(-1)
+            score = torch.from_numpy(np.interp(steps, at, (metric - metric[0]) / (metric[-1] - metric[0]))).float()
+        assert float(scenario.efficient_steps[m]) == pytest.approx(float(steps[(score / steps).argmax()]), rel=2e-3)
+
+
 def test_networks_see_no_unit_of_a_service():
     """Three times slower in every respect, or steps that cost and buy five times as much: all is seen as before."""
     slower = {key: 3.0 for key in ("seconds_per_step", "base_seconds", "deadline")} | {"cost_per_step": 5.0}
