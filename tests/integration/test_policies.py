@@ -1,5 +1,6 @@
 """The policies that ship: small, plain, and good at loads near and far from those they were trained with."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,14 @@ def test_a_shipped_policy_exports_and_is_no_run(run_train, tmp_path):
     assert torch.isfinite(shares).all()
     with pytest.raises(UserError, match="the checkpoint holds a policy, not a run"):
         run_train(f"resume={next(path.glob('*.ckpt'))}", output_dir=tmp_path)
+
+
+def test_one_cell_of_several_is_explained_from_what_it_is_told_of_the_others():
+    policy = load_policy(POLICIES / "t2drl-cells")
+    advice = policy.explain(POLICIES.parent / "examples" / "slot_cells.json")
+    assert 98 < advice["share_of_bound"] <= 100.01 and len(advice["users"]) == 8
+    louder = policy.explain(
+        json.loads((POLICIES.parent / "examples" / "slot_cells.json").read_text())
+        | {"uplink_interference": 2e-10, "cache": advice["cache"]}
+    )
+    assert louder["bound"] < advice["bound"]
