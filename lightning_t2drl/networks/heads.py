@@ -79,7 +79,7 @@ class CompetitiveHead:
     much in all, one threshold theta is subtracted from all logits, and hits with the lowest logits drop out first.
     The scale is large so that the sigmoid saturates long before tanh: otherwise all outputs drift to 1 and tie.
 
-    With `drop_wasted` decisions grant each hit that is served about as many steps as bring the most quality each, or
+    With `drop_wasted` decisions grant each hit that is served at least as many steps as bring the most quality each, or
     what it asks for if that is less; those of the lowest logits get none, but for one that gets what is left if that
     exceeds A1. Exploration and the critics do without: they learn sooner what steps bring where every hit gets some.
     """
@@ -89,7 +89,6 @@ class CompetitiveHead:
     # A fresh network starts at A3 sigmoid(3) steps for each hit. Below A1 steps bring no quality and the gradient is 0;
     # from the middle of the range, the first errors of a critic could push the actor there.
     GENEROUS = 3.0
-    ABOUT = 0.98  # of the most efficient steps: no logit makes the sigmoid 1
     MARGIN = 1.005  # of the bandwidth that a deadline takes, for rounding
     SECTIONS, ROUNDS = 28, 3  # theta is found to 1/28^3 of its range, then refined by a Newton step
 
@@ -136,87 +135,81 @@ class CompetitiveHead:
         need = self.MARGIN * link / left.clamp_min(1e-6)
         with torch.no_grad():
             kept = _worth_keeping(need, link, left, state["delay_cost"], shares, attached)
-            floor = torch.where(kept, need, 0.0)
+
+        def fed(got: Tensor) -> Tensor:
             # Delays count up to twice the deadline. A lone late user with twice the bandwidth at which that is reached
             # earns as much per bandwidth as any does; with less, what he gets is better spent on others.
-            fed = kept | (_above(floor, shares) * (1 + left) >= 2 * link)
-            fed = fed | ~fed.any(-1, keepdim=True)
-        return _above(torch.where(kept, need, 0.0), shares * fed)
+            worth = kept | (got * (1 + left) >= 2 * link)
+            return worth | ~worth.any(-1, keepdim=True)
+
+        return _above(torch.where(kept, need, 0.0), shares, fed)
 
     def _threshold(self, logit: Tensor, most: Tensor) -> Tensor:
         """Most * sigmoid(logit - theta) with the least theta >= 0 at which it sums to 1 or less; [*, U]."""
         with torch.no_grad():
             binding = (most * logit.sigmoid()).sum(-1, keepdim=True) > 1
-
-            def over(theta: Tensor) -> Tensor:
-                share = (logit.unsqueeze(-1) - theta.unsqueeze(-2)).sigmoid_()
-                return (most.unsqueeze(-1) * share).sum(-2) > 1
-
-            theta = torch.where(binding, self._search(0.0, self._range, self.ROUNDS, over, logit), 0.0)
+            theta = torch.where(binding, self._search(logit, most), 0.0)
         share = (logit - theta).sigmoid()
         # One Newton step in theta, with gradient: it carries how theta moves with the logits.
         slope = (most * share * (1 - share)).sum(-1, keepdim=True).clamp_min(1e-4)
         theta = theta + torch.where(binding, ((most * share).sum(-1, keepdim=True) - 1) / slope.detach(), 0.0)
         return most * (logit - theta).sigmoid()
 
-    def _search(self, low: float, width: float, rounds: int, over: Callable[[Tensor], Tensor], logit: Tensor) -> Tensor:
-        """A theta of at most width/28^rounds above the least from `low` on at which not too much is asked for; [*, 1].
-
-        `over` says where it is too much, bool [*, 27] of thetas [*, 27]; that falls with theta.
-        """
-        theta = torch.full_like(logit[..., :1], low)
+    def _search(self, logit: Tensor, most: Tensor) -> Tensor:
+        """A theta at most 1/28^3 of its range above the least at which what is asked for sums to 1 or less; [*, 1]."""
+        theta = torch.zeros_like(logit[..., :1])
+        width = 2 * self.step_scale + self.GENEROUS + 8.0  # beyond it nobody gets anything
         inside = torch.arange(1, self.SECTIONS, device=logit.device) / self.SECTIONS
-        for _ in range(rounds):  # count the points where it is still too much
-            too_much = over(theta + width * inside)
+        for _ in range(self.ROUNDS):  # the sum falls with theta: count the points where it is still too large
+            asked = (logit.unsqueeze(-1) - (theta + width * inside).unsqueeze(-2)).sigmoid_()
+            over = (most.unsqueeze(-1) * asked).sum(-2) > 1
             width /= self.SECTIONS
-            theta = theta + width * too_much.sum(-1, keepdim=True)
+            theta = theta + width * over.sum(-1, keepdim=True)
         return theta + width
 
-    @property
-    def _range(self) -> float:
-        """Beyond this theta nobody gets anything."""
-        return 2 * self.step_scale + self.GENEROUS + 8.0
-
     def _without_waste(self, logit: Tensor, most: Tensor, state: State) -> Tensor:
-        """Shares [*, U] that are 0 or above the floor and, but for one, about the efficient share or what is asked.
+        """Shares [*, U] that are 0 or above the floor and, but for one, at least the efficient share or what is asked.
 
-        A theta above 0 lowers what is asked for as in `_threshold`, and any theta drops those whose logit less theta
-        is not above that of the efficient share. The search must tell ties apart: the first users win.
+        Hits are served in the order of their logits as long as that fits; of ties, the first users. What is left goes
+        to those who are served up to what they ask for, or else to the next.
         """
-        low, width, rounds = -self._range, 2 * self._range, self.ROUNDS + 1
-        logit = logit - 2 * width / self.SECTIONS**rounds * torch.arange(logit.shape[-1], device=logit.device)
-        floor = state["floor_share"]
-        asked = most * logit.sigmoid()
-        level = (self.ABOUT * (state["efficient_share"] / state["full_share"]).clamp(0.01, 1.0)).logit()
-
-        def over(theta: Tensor) -> Tensor:
-            share = (logit.unsqueeze(-1) - theta.clamp_min(0.0).unsqueeze(-2)).sigmoid_()
-            kept = (logit - level).unsqueeze(-1) > theta.unsqueeze(-2)
-            return (most.unsqueeze(-1) * share * kept).sum(-2) > 1
-
-        drop = self._search(low, width, rounds, over, logit)
-        kept = (asked.sum(-1, keepdim=True) <= 1) | (logit - level > drop)
-        steps = self._threshold(logit, most * (kept & (asked > floor)))
+        floor, asked = state["floor_share"], most * logit.sigmoid()
+        least = torch.minimum(state["efficient_share"], asked) * (asked > floor)
+        order = torch.sort(logit.masked_fill(least <= 0, -torch.inf), dim=-1, descending=True, stable=True).indices
+        fits = torch.zeros_like(least).scatter(-1, order, least.gather(-1, order).cumsum(-1)) <= 1
+        served = least * fits
+        room = (asked - least) * (served > 0)
+        rest = 1 - served.sum(-1, keepdim=True)
+        steps = served + room * (rest / room.sum(-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
         left = torch.minimum(1 - steps.sum(-1, keepdim=True), asked)
-        waiting = logit.masked_fill((steps > 0) | (left <= floor), -torch.inf)
-        first = (waiting == waiting.amax(-1, keepdim=True)) & (waiting > -torch.inf)
-        return torch.where(first, left, steps)
+        waiting = logit.masked_fill((served > 0) | (left <= floor), -torch.inf)
+        next_one = torch.arange(logit.shape[-1], device=logit.device) == waiting.argmax(-1, keepdim=True)
+        return torch.where(next_one & (waiting > -torch.inf), left, steps)
 
 
-def _above(floor: Tensor, shares: Tensor) -> Tensor:
-    """max(floor, c shares) with the c at which it sums to 1, [*, U]; both sum to 1 or less, and shares to 1.
+def _above(floor: Tensor, shares: Tensor, fed: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """max(floor, c shares) with the c at which it sums to 1, [*, U]; floors sum to 1 or less, shares to 1.
 
-    Where shares follow the square-root law, nothing above the floors makes the sum of access delays less.
+    Where shares follow the square-root law, nothing above the floors makes the sum of access delays less. `fed` says
+    of what everybody would get who gets something at all, bool [*, U]; those above a floor do.
     """
-    with torch.no_grad():  # users are lifted above their floors in the order of floor over share
-        ratio, order = (floor / shares.clamp_min(1e-12)).sort(-1)
-        lifted = shares.gather(-1, order).cumsum(-1)
-        held = floor.sum(-1, keepdim=True) - floor.gather(-1, order).cumsum(-1)
-        level = (1 - held) / lifted.clamp_min(1e-12)
-        count = (level >= ratio).sum(-1, keepdim=True).clamp_min(1)
-        free = ratio.gather(-1, count - 1) >= floor / shares.clamp_min(1e-12)
-    rest = 1 - (floor * ~free).sum(-1, keepdim=True)
-    return torch.where(free, rest * shares / (shares * free).sum(-1, keepdim=True).clamp_min(1e-12), floor)
+    with torch.no_grad():
+        ratio, order = (floor / shares.clamp_min(1e-12)).sort(-1)  # in which users are lifted above their floors
+        spare = 1 - floor.sum(-1, keepdim=True) + floor.gather(-1, order).cumsum(-1)
+
+        def level(shares: Tensor) -> Tensor:
+            reach = spare / shares.gather(-1, order).cumsum(-1).clamp_min(1e-12)
+            count = (reach >= ratio).sum(-1, keepdim=True)
+            return reach.gather(-1, (count - 1).clamp_min(0))
+
+        c = level(shares)
+        mask = None
+        if fed is not None:
+            mask = fed(torch.maximum(floor, c * shares))
+            c = level(shares * mask)
+        free = c * shares >= floor if mask is None else mask & (c * shares >= floor)
+    rest, weight = 1 - (floor * ~free).sum(-1, keepdim=True), shares * free
+    return torch.where(free, weight * (rest / weight.sum(-1, keepdim=True).clamp_min(1e-12)), floor)
 
 
 CHOICES = 16  # of whom to keep: those who fit, or those less some of the neediest
