@@ -234,7 +234,7 @@ def test_exported_shares_are_those_of_pytorch(kind, tmp_path):
     state = allocator.state(TensorDict(slot, batch_size=[6]))
     noise = allocator.draw_noise(state)
     with torch.no_grad():
-        expected = allocator.shares(allocator.actor, state.to_dict(), noise * allocator.config.decision_noise).numpy()
+        expected = allocator.decision(state.to_dict(), noise).numpy()
     feeds = slot | ({"noise": noise} if exported.facts["diffusion_steps"] else {})
     session = onnxruntime.InferenceSession(tmp_path / "allocator.onnx")
     (shares,) = session.run(None, {name: np.asarray(value) for name, value in feeds.items()})

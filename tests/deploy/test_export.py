@@ -79,7 +79,7 @@ def random_slots(scenario, count=48):
 def shares_of(allocator, slot, noise):
     """What PyTorch decides in slots."""
     state = allocator.state(TensorDict(slot, batch_size=[len(slot["request"])]))
-    return allocator.shares(allocator.actor, state, noise[: allocator.actor.steps]).numpy()
+    return allocator.decision(state, noise[: allocator.actor.steps]).numpy()
 
 
 def tell_users_apart(allocator):

@@ -114,7 +114,7 @@ def slots(scenario, cacher, allocator):
         state = allocator.state(cells.flatten())
         noise = allocator.draw_noise(state.to_dict())
         seen = {name: cells[name].flatten(0, 1) for name in names_of(scenario)}
-        yield cells, seen, {"noise": noise}, allocator.shares(allocator.actor, state, noise)
+        yield cells, seen, {"noise": noise}, allocator.decision(state, noise)
         env.play(torch.zeros(3, 3, 30, 2))
 
 
