@@ -108,9 +108,10 @@ def test_an_evaluation_asked_to_stop_leaves_nothing_half_written(run_evaluate, t
     def watch(*_):
         os.kill(os.getpid(), signal.SIGTERM)
 
+    before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(Recorder, "_cells", watch)  # in the middle of writing
     small = ["cacher=random", "allocator=equal", "env.users=3", "episodes=2", "records=true"]
     with pytest.raises(SystemExit) as raised:
         run_evaluate(*small, output_dir=tmp_path / "e")
     assert raised.value.code == 128 + signal.SIGTERM and not (tmp_path / "e").exists()
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
