@@ -69,7 +69,7 @@ def leaving_by_finally() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)  # None: not set by Python
 
 
 def point_latest(directory: Path) -> None:
