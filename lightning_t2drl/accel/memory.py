@@ -1,9 +1,8 @@
 """What happens to freed memory: kept for the next update, where the C library is glibc.
 
 By default glibc may hand large blocks back to the system as soon as they are freed, and the next update asks for them
-anew, page by page. Row in `results/tricks`: 4.7 % of the CPU time of training set networks, a quarter of that of an
-evaluation, and so 7 % of a quickstart with its own (median of three pairs). It relies on glibc's `mallopt`, a public
-function; with another C library nothing happens.
+anew, page by page. Row in `results/tricks`: 4.7 % of the CPU time of a whole run of set networks, a quarter of that of
+an evaluation. It relies on glibc's `mallopt`, a public function; with another C library nothing happens.
 """
 
 from __future__ import annotations

@@ -148,9 +148,8 @@ def test_the_most_efficient_steps_are_those_of_the_best_quality_per_step(name):
     for m in range(scenario.models):
         steps = torch.linspace(0, float(scenario.full_steps[m]), 4001)[1:]
         if scenario.knots is None:
-            score = ((steps - scenario.floor_steps[m]) / (scenario.full_steps[m] - scenario.floor_steps[m])).clamp_min(
-                0
-            )
+            floor, full = scenario.floor_steps[m], scenario.full_steps[m]
+            score = ((steps - floor) / (full - floor)).clamp_min(0)
         else:
             at, metric = scenario.knots[m].unbind(-1)
             score = torch.from_numpy(np.interp(steps, at, (metric - metric[0]) / (metric[-1] - metric[0]))).float()
