@@ -171,15 +171,15 @@ class QLearningCacher(Cacher):
         return (self.network.value(state, cache).float() - target).square().mean()  # type: ignore[operator]
 
     def export(self) -> Exported:
-        if self.config.observe_nearby:
-            raise self.refuse("looks at what other cells hold, which an exported policy does not get")
         inputs = {"popularity": torch.full((3, self.scenario.popularity_width), 1 / self.scenario.popularity_width)}
         if self.config.observe_cache:
             inputs["held"] = torch.ones(3, self.scenario.models) > 0
         if self.config.observe_load:
             inputs["load"] = torch.ones(3, 3)
+        if self.config.observe_nearby:
+            inputs["nearby"] = torch.ones(3, self.scenario.models) > 0
         graph = Graph(CacherGraph(self), inputs, {name: {0: "batch"} for name in inputs}, "cache")
-        facts = {"observes_cache": self.config.observe_cache, "observes_load": self.config.observe_load}
+        facts = {f"observes_{name}": getattr(self.config, f"observe_{name}") for name in ("cache", "load", "nearby")}
         return Exported({"cacher": graph}, facts)
 
     def extra_state(self) -> dict[str, Any]:

@@ -106,7 +106,11 @@ class Cell:
         return feeds
 
     def cache(
-        self, popularity: ArrayLike, held: ArrayLike | None = None, users: float | None = None
+        self,
+        popularity: ArrayLike,
+        held: ArrayLike | None = None,
+        users: float | None = None,
+        nearby: ArrayLike | None = None,
     ) -> NDArray[np.bool_]:
         """Which models to hold for the coming frame."""
         raise NotImplementedError
@@ -191,7 +195,11 @@ class Controller(Cell):
         self._cacher = _session(Path(path, CACHER)) if "observes_cache" in self.policy["cacher"] else None
 
     def cache(
-        self, popularity: ArrayLike, held: ArrayLike | None = None, users: float | None = None
+        self,
+        popularity: ArrayLike,
+        held: ArrayLike | None = None,
+        users: float | None = None,
+        nearby: ArrayLike | None = None,
     ) -> NDArray[np.bool_]:
         """Which models to hold for the coming frame.
 
@@ -202,6 +210,7 @@ class Controller(Cell):
                 requested in the last frame, [M].
             held: which models are held now, bool [M]; only asked for where the policy looks at it.
             users: how many users the cell has, on average over the last frame; likewise.
+            nearby: which models another cell holds, bool [M]; likewise, none when left out.
 
         Returns:
             bool [M], within the storage capacity.
@@ -224,6 +233,9 @@ class Controller(Cell):
                 raise ValueError("users: missing; this policy looks at how many users the cell has")
             count = _numbers("users", [users], 1, 0.0, 1e6, "numbers")
             feeds["load"] = (count * np.array(self.policy["load_per_user"], np.float32)).astype(np.float32)[None]
+        if kind.get("observes_nearby"):
+            others = np.zeros(self.models, bool) if nearby is None else nearby
+            feeds["nearby"] = _flags("nearby", others, self.models, "models")[None]
         return self._cacher.run(None, feeds)[0][0]
 
     def allocate(

@@ -6,7 +6,7 @@ Needs no PyTorch; `run.explain` does the same from a checkpoint and adds the pro
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from lightning_t2drl.deploy.controller import Cell
 from lightning_t2drl.errors import UserError
 
 Arrays = dict[str, NDArray[Any]]
+Progressed = Callable[[int, int], None]
 
 MB = 8e6  # bit
 GB = 8e9  # bit
@@ -70,7 +71,9 @@ def read_situation(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
     return dict(content)
 
 
-def explain(cell: Cell, situation: Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
+def explain(
+    cell: Cell, situation: Mapping[str, Any], seed: int = 0, progress: Progressed = lambda done, total: None
+) -> dict[str, Any]:
     """What the policy advises in a situation, and what comes of it.
 
     Caches are compared on `DRAWS` slots of the same users, whose requests are drawn by the popularity; where that is
@@ -80,6 +83,7 @@ def explain(cell: Cell, situation: Mapping[str, Any], seed: int = 0) -> dict[str
         cell: an exported policy, or one from a checkpoint.
         situation: what `read_situation` returned.
         seed: of the draws and of the diffusion chains.
+        progress: called with the number of caches compared and that of all.
 
     Returns:
         `cache` (models, counted from 0), `cache_gb`, `storage_gb`; `users`, for each `model`, `from`, `bandwidth`
@@ -90,12 +94,12 @@ def explain(cell: Cell, situation: Mapping[str, Any], seed: int = 0) -> dict[str
         UserError: the situation does not fit the policy; the line names the key.
     """
     try:
-        return _explain(cell, situation, seed)
+        return _explain(cell, situation, seed, progress)
     except ValueError as error:
         raise error if isinstance(error, UserError) else UserError(str(error)) from None
 
 
-def _explain(cell: Cell, situation: Mapping[str, Any], seed: int) -> dict[str, Any]:
+def _explain(cell: Cell, situation: Mapping[str, Any], seed: int, progress: Progressed) -> dict[str, Any]:
     popularity: Any = situation.get("popularity")
     if popularity is not None:
         cell._popularity(popularity)  # also beside a given cache
@@ -103,15 +107,17 @@ def _explain(cell: Cell, situation: Mapping[str, Any], seed: int) -> dict[str, A
     if situation.get("cache") is not None:
         cache = chosen("cache", situation["cache"], cell.models)
     else:
-        held = situation.get("held")
+        held, nearby = (chosen(key, [] if situation.get(key) is None else situation[key], cell.models)
+                        for key in ("held", "nearby"))  # fmt: skip
         request = situation["request"]
         users = len(request) if isinstance(request, (list, tuple)) else None  # what it has to be is checked below
-        cache = cell.cache(popularity, chosen("held", [] if held is None else held, cell.models), users)
+        cache = cell.cache(popularity, held, users, nearby)
     feeds = feeds_of(cell, situation, cache)
     generator = np.random.default_rng(seed)
     shares = cell.decide({name: value[None] for name, value in feeds.items()}, generator)
     served = cell.outcome({name: value[None] for name, value in feeds.items()}, shares)[0]
-    expected, others = _compare(cell, feeds, cache, request_probability(cell.policy, popularity), seed)
+    probability = request_probability(cell.policy, popularity)
+    expected, others = _compare(cell, feeds, cache, probability, seed, progress)
     best = max(others, key=others.__getitem__, default=None)
     return {
         "policy": cell.policy["name"],
@@ -187,7 +193,12 @@ def changes(cache: NDArray[np.bool_], storage: NDArray[Any], capacity: float) ->
 
 
 def _compare(
-    cell: Cell, feeds: Arrays, cache: NDArray[np.bool_], probability: NDArray[np.float64] | None, seed: int
+    cell: Cell,
+    feeds: Arrays,
+    cache: NDArray[np.bool_],
+    probability: NDArray[np.float64] | None,
+    seed: int,
+    progress: Progressed,
 ) -> tuple[float, dict[tuple[int, ...], float]]:
     """The expected utility of the cache, and of those that differ from it by little, by their models."""
     scenario, generator = cell.policy["scenario"], np.random.default_rng(seed)
@@ -197,7 +208,8 @@ def _compare(
         draws = generator.choice(len(probability), shape, p=probability / probability.sum())
     caches = [cache, *changes(cache, np.asarray(scenario["model_storage"]), scenario["storage_capacity"])]
     utilities = []
-    for offered in caches:
+    for number, offered in enumerate(caches):
+        progress(number, len(caches))
         batch = {name: np.repeat(value[None], len(draws), 0) for name, value in feeds.items()}
         batch |= {"request": draws.astype(np.int64), "cache": np.repeat(offered[None], len(draws), 0)}
         shares = cell.decide(batch, np.random.default_rng(seed))

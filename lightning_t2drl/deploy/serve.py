@@ -104,6 +104,7 @@ def make_app(controller: Controller) -> Any:
         popularity: Annotated[int, Field(strict=True)] | Numbers
         held: Which | None = None
         users: Annotated[float, Field(allow_inf_nan=False, ge=0)] | None = None
+        nearby: Which | None = None
 
     class Slot(Body):
         request: Which
@@ -180,8 +181,8 @@ def make_app(controller: Controller) -> Any:
     # On the event loop, one after the other: a decision takes less than handing it to a thread.
     @app.post("/cache")
     async def cache(body: Cache) -> dict[str, Any]:
-        held = chosen("held", body.held or [], controller.models)
-        return {"cache": np.flatnonzero(controller.cache(body.popularity, held, body.users)).tolist()}
+        held, nearby = (chosen(key, getattr(body, key) or [], controller.models) for key in ("held", "nearby"))
+        return {"cache": np.flatnonzero(controller.cache(body.popularity, held, body.users, nearby)).tolist()}
 
     @app.post("/allocate")
     async def allocate(body: Allocate) -> dict[str, Any]:

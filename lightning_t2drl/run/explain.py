@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.progress import Progress
 from rich.text import Text
 from tensordict import TensorDict
 from torch import Tensor
@@ -19,7 +20,7 @@ from lightning_t2drl.allocators.graphs import OutcomeGraph, names_of
 from lightning_t2drl.cachers.base import Cacher
 from lightning_t2drl.cachers.oracle import OracleCacher
 from lightning_t2drl.deploy.controller import Cell
-from lightning_t2drl.deploy.explain import Arrays, chosen, explain, feeds_of, read_situation
+from lightning_t2drl.deploy.explain import Arrays, Progressed, chosen, explain, feeds_of, read_situation
 from lightning_t2drl.envs.worlds import load_per_user
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.files import as_json, write_atomically
@@ -59,7 +60,10 @@ def run_explain(composed: Composed) -> Explained:
     if len(config.slot) != 1:
         raise UserError("slot: name one JSON file that describes the situation; docs/how-to/explain.md has its keys")
     told = read_situation(config.slot[0])
-    advice = explain_situation(*load_policies(composed), told, config.seed)
+    with Progress(console=screen, transient=True, disable=not config.progress_bar) as progress:
+        task = progress.add_task("comparing caches", total=None)
+        show: Progressed = lambda done, total: progress.update(task, completed=done, total=total)  # noqa: E731
+        advice = explain_situation(*load_policies(composed), told, config.seed, show)
     screen.print(_table(advice), soft_wrap=False)
     for line in sentences(advice):
         screen.print(line)
@@ -71,7 +75,13 @@ def run_explain(composed: Composed) -> Explained:
 
 @torch.no_grad()
 def explain_situation(
-    name: str, scenario: Scenario, cacher: Cacher, allocator: Allocator, told: Mapping[str, Any], seed: int = 0
+    name: str,
+    scenario: Scenario,
+    cacher: Cacher,
+    allocator: Allocator,
+    told: Mapping[str, Any],
+    seed: int = 0,
+    progress: Progressed = lambda done, total: None,
 ) -> dict[str, Any]:
     """What a pair of policies advises in a situation, see `deploy.explain.explain`.
 
@@ -84,7 +94,7 @@ def explain_situation(
     cell = PolicyCell(name, scenario, cacher, allocator)
     cacher.seed(seed, "explain")
     allocator.seed(seed, "explain")
-    advice = explain(cell, told, seed)
+    advice = explain(cell, told, seed, progress)
     feeds = feeds_of(cell, told, chosen("cache", advice["cache"], scenario.models))
     slot: dict[str, Any] = _tensors({key: value[None] for key, value in feeds.items()})
     found = slot_bound(scenario, **slot)
@@ -104,7 +114,9 @@ class PolicyCell(Cell):
         self.scenario, self.cacher, self.allocator = scenario, cacher, allocator
         self.outcome_graph = OutcomeGraph(scenario, names_of(scenario))
 
-    def cache(self, popularity: Any, held: Any = None, users: float | None = None) -> NDArray[np.bool_]:
+    def cache(
+        self, popularity: Any, held: Any = None, users: float | None = None, nearby: Any = None
+    ) -> NDArray[np.bool_]:
         """Which models to hold, bool [M]."""
         seen = torch.from_numpy(self._popularity(popularity))
         state = 0
@@ -112,14 +124,14 @@ class PolicyCell(Cell):
             state = int(popularity) % self.scenario.popularity_states
         elif isinstance(self.cacher, OracleCacher):
             raise UserError("popularity: the oracle needs the number of the state, which this scenario does not show")
-        empty = torch.zeros(self.models, dtype=torch.bool)
+        empty = np.zeros(self.models, bool)
         fields = {
             "popularity": seen,
             "popularity_state": torch.tensor(state),
-            "cache": empty if held is None else torch.from_numpy(held),
+            "cache": torch.from_numpy(empty if held is None else held),
             "load": (self.scenario.users / self.scenario.cells if users is None else users)
             * load_per_user(self.scenario),
-            **({"nearby": empty} if self.scenario.cooperates else {}),
+            **({"nearby": torch.from_numpy(empty if nearby is None else nearby)} if self.scenario.cooperates else {}),
         }
         cells = self._cells({key: value[None] for key, value in fields.items()}, 1)
         self.cacher.start_episode(cells)

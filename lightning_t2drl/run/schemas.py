@@ -216,6 +216,7 @@ class ExplainConfig(_OfPolicies):
     slot: list[str] = field(default_factory=list)
     seed: int = 0
     output_dir: str | None = None
+    progress_bar: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,7 +23,7 @@ class Halves(Cell):
         scenario |= {"model_storage": [2 * 8e9] * MODELS}
         super().__init__({"name": "halves", "users": None, "popularity": "frequencies", "scenario": scenario})
 
-    def cache(self, popularity, held=None, users=None):
+    def cache(self, popularity, held=None, users=None, nearby=None):
         seen = self._popularity(popularity)
         return seen >= np.sort(seen)[-2]
 

@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
@@ -136,7 +137,8 @@ def test_an_exported_policy_decides_for_a_cell_as_pytorch_does(tmp_path, run_tra
     from lightning_t2drl.deploy import Controller
 
     small = ["allocator.diffusion.steps=2", "frames=2", "evaluation.every_n_frames=0"]
-    run_train("experiment=t2drl_paper", "env=cells3", "env.edge_link_mbps=200", *small, output_dir=tmp_path / "run")
+    cells3 = ["env=cells3", "env.edge_link_mbps=200", "cacher.observe_nearby=true"]
+    run_train("experiment=t2drl_paper", *cells3, *small, output_dir=tmp_path / "run")
     composed = compose("export", [f"checkpoint={tmp_path}/run/checkpoints/last", f"output_dir={tmp_path}/policy"])
     run_export(composed)
     _, scenario, cacher, allocator = load_policies(composed)
@@ -145,11 +147,12 @@ def test_an_exported_policy_decides_for_a_cell_as_pytorch_does(tmp_path, run_tra
         seen = {name: value.numpy() for name, value in tensors.items()}
         (shares,) = session.run(None, seen | {name: value.numpy() for name, value in noise.items()})
         torch.testing.assert_close(torch.tensor(shares), expected, rtol=0, atol=2e-3)
-        asked, cache = (cells[name][0, 0].numpy() for name in ("popularity", "cache"))
+        asked, nearby, caches = cells["popularity"][0].numpy(), cells["nearby"][0].numpy(), cacher.decide(cells)[0]
     controller = Controller(tmp_path / "policy")
     one = {name: value[0] for name, value in seen.items()}
     bandwidth, _ = controller.allocate(**one, seed=0)
     assert bandwidth.shape == (30,) and not bandwidth[~one["attached"]].any() and bandwidth.sum() <= 1 + 1e-5
-    assert (controller.cache(asked) == cache).all()
+    found = [controller.cache(*of_cell) for of_cell in zip(asked, [None] * 3, [None] * 3, nearby, strict=True)]
+    assert (np.stack(found) == caches.numpy()).all() and nearby.any()
     with pytest.raises(ValueError, match="downlink_interference"):
         controller.allocate(**one | {"downlink_interference": [-1.0] * 30})
