@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help train test docs format results clean
+.PHONY: help train test types site docs format results clean
 
 help:  ## list what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -10,17 +10,21 @@ help:  ## list what there is
 train: $(STAMP)  ## set up if needed, then train experiment=quickstart
 	$(BIN)/python train.py experiment=quickstart
 
+export NO_MKDOCS_2_WARNING = 1
 test: export OMP_NUM_THREADS = 1
-test docs: export NO_MKDOCS_2_WARNING = 1
 test: $(STAMP)  ## set up if needed, then check format, lint, types and documentation and run the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy lightning_t2drl callbacks
-	$(BIN)/python -m mkdocs build --strict --quiet
+	@$(MAKE) --no-print-directory -j 2 types site
 	$(BIN)/pytest -n 2 --dist worksteal --durations=20 --durations-min=2
 
-docs: $(STAMP)  ## build the documentation as a site, in build/site
+types: $(STAMP)
+	$(BIN)/mypy lightning_t2drl callbacks
+
+site: $(STAMP)
 	$(BIN)/python -m mkdocs build --strict --quiet
+
+docs: site  ## build the documentation as a site, in build/site
 	@echo "open build/site/index.html"
 
 format: $(STAMP)  ## format the code and mend what the linter can

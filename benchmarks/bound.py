@@ -16,20 +16,20 @@ from lightning_t2drl.system import load_scenario
 from lightning_t2drl.system.bounds import oracle_caches, slot_bound
 from lightning_t2drl.system.serving import situation
 
-WORLDS, USERS, ORACLE = 64, (10, 80, 200), (10, 80)
+WORLDS = 64
+ORACLE = 80  # users at most, for whom the oracle's caches are found
 
 
 def run(budget: Budget, advance: Advance) -> Section:
-    users = USERS[: budget.growth_points]
-    solve = {count: _slots(count) for count in users}
+    solve = {count: _slots(count) for count in budget.users}
     timings = interleave(solve, budget.seconds, budget.rounds, advance)
     rows = []
-    for count in users:
+    for count in budget.users:
         found = solve[count]()
         gap = (found["bound"] - found["achieved"]).mean().item()
         per_slot = Spread.of(timings[count] * 1e3 / WORLDS)
         rows.append({"what": "exact allocation, per slot", "users U": count, "ms": per_slot, "mean gap": gap})
-    for count in ORACLE[: budget.growth_points]:
+    for count in (count for count in budget.users if count <= ORACLE):
         start = time.process_time()
         found = oracle_caches(load_scenario("paper", users=count), budget.oracle_slots, seed=0)
         seconds = time.process_time() - start

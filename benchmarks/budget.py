@@ -19,6 +19,7 @@ class Budget:
         experiments: whose training frames are measured.
         frames, warm_up_frames: frames of each training run that are measured, and that go before.
         frame_overrides: changes to the training runs' default settings.
+        users: numbers of users U at which slots are solved exactly; the oracle's caches at those up to 80.
         oracle_slots: slots of the last round in which the oracle compares caches.
         growth_points: how many values of each growth axis, smallest first.
         updates: length of the drift run.
@@ -34,6 +35,7 @@ class Budget:
     frames: int = 60
     warm_up_frames: int = 20
     frame_overrides: tuple[str, ...] = ()
+    users: tuple[int, ...] = (10, 80, 200)
     oracle_slots: int = 1024
     growth_points: int = 99
     updates: int = 5000
@@ -64,6 +66,7 @@ TINY = Budget(
         "evaluation.every_n_frames=2",
         "evaluation.episodes=2",
     ),
+    users=(4,),
     oracle_slots=16,
     growth_points=2,
     updates=20,

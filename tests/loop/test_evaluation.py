@@ -18,9 +18,9 @@ def test_the_first_episodes_are_the_same_however_many_are_played():
     assert not torch.isclose(few, other).any()
 
 
-@pytest.mark.parametrize("env", ["paper", "cells3"])
+@pytest.mark.parametrize("env", [["env=paper"], ["env=cells3", "env.users=9", "env.active_users=[6,9]"]], ids=str)
 def test_the_oracle_comes_with_the_bound_that_nobody_with_its_caches_exceeds(env, run_evaluate, capsys):
-    small = [f"env={env}", "env.frames_per_episode=2", "env.slots_per_frame=3", "episodes=3", "references=[oracle]"]
+    small = [*env, "env.frames_per_episode=2", "env.slots_per_frame=3", "episodes=3", "references=[oracle]"]
     found = run_evaluate(*small, "cacher=popular", "allocator=equal")
     oracle = found["references"]["oracle"]
     bound = oracle["bound"]["mean"]
