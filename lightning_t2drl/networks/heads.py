@@ -81,7 +81,8 @@ class CompetitiveHead:
 
     With `drop_wasted` decisions grant each hit that is served at least as many steps as bring the most quality each, or
     what it asks for if that is less; those of the lowest logits get none, but for one that gets what is left if that
-    exceeds A1. Exploration and the critics do without: they learn sooner what steps bring where every hit gets some.
+    exceeds A1. Hits that would get no bandwidth come before all others: waiting for steps costs them nothing.
+    Exploration and the critics do without: they learn sooner what steps bring where every hit gets some.
     """
 
     Config = CompetitiveHeadConfig
@@ -100,31 +101,39 @@ class CompetitiveHead:
         self.keep_deadlines = config.keep_deadlines
 
     def __call__(self, output: Tensor, state: State) -> Tensor:
-        ask, most = self._asked(output, state)
-        return self._allocation(output, self._threshold(ask, most), state)
+        steps = self._threshold(*self._asked(output, state))
+        return raw_from_shares(torch.stack((self._bandwidth(output, steps, state), steps), -1))
 
     def decide(self, output: Tensor, state: State) -> Tensor:
-        """As a call, without steps in vain if `drop_wasted` is set."""
+        """As a call, without steps in vain if `drop_wasted` is set, and those first who wait in any case."""
+        if not self.drop_wasted:
+            return self(output, state)
         ask, most = self._asked(output, state)
-        steps = self._without_waste(ask, most, state) if self.drop_wasted else self._threshold(ask, most)
-        return self._allocation(output, steps, state)
+        asked = most * ask.sigmoid()
+        steps = self._without_waste(ask, asked, state)
+        bandwidth = self._bandwidth(output, steps, state)
+        # Who gets no bandwidth waits as long as counts: steps bring him quality and cost him nothing.
+        waits = (bandwidth <= 0) & (steps <= 0) & state["hit"]
+        if torch.compiler.is_exporting() or bool(waits.any()):
+            first = self._without_waste(ask, most * waits, state)
+            steps = first + self._without_waste(ask, asked * ~waits, state, first)
+            bandwidth = self._bandwidth(output, steps, state)
+        return raw_from_shares(torch.stack((bandwidth, steps), -1))
 
     def _asked(self, output: Tensor, state: State) -> tuple[Tensor, Tensor]:
         """Each user's logit of steps, and the most that a hit can use of the budget; [*, U]."""
         return self.step_scale * output[..., 1] + self.GENEROUS, state["full_share"] * state["hit"]
 
-    def _allocation(self, output: Tensor, steps: Tensor, state: State) -> Tensor:
-        """Raw [*, U, 2] of these steps [*, U] and the output's bandwidth."""
+    def _bandwidth(self, output: Tensor, steps: Tensor, state: State) -> Tensor:
+        """Shares of bandwidth [*, U] beside these steps [*, U]."""
         attached = state["attached"]
         logit = output[..., 0]
         count = attached.sum(-1, keepdim=True).clamp_min(1)
         logit = self.scale * (logit - (logit * attached).sum(-1, keepdim=True) / count)
         if self.square_root_law:
             logit = logit + 0.5 * UserFeatures.log_link(state["features"])
-        bandwidth = logit.masked_fill(~attached, -1e9).softmax(-1)
-        if self.keep_deadlines:
-            bandwidth = self._in_time(bandwidth, steps, state)
-        return raw_from_shares(torch.stack((bandwidth, steps), -1))
+        shares = logit.masked_fill(~attached, -1e9).softmax(-1)
+        return self._in_time(shares, steps, state) if self.keep_deadlines else shares
 
     def _in_time(self, shares: Tensor, steps: Tensor, state: State) -> Tensor:
         """Bandwidth [*, U] that is for each user who is kept at least what being in time takes."""
@@ -167,21 +176,22 @@ class CompetitiveHead:
             theta = theta + width * over.sum(-1, keepdim=True)
         return theta + width
 
-    def _without_waste(self, logit: Tensor, most: Tensor, state: State) -> Tensor:
+    def _without_waste(self, logit: Tensor, asked: Tensor, state: State, spent: Tensor | None = None) -> Tensor:
         """Shares [*, U] that are 0 or above the floor and, but for one, at least the efficient share or what is asked.
 
+        What `spent` [*, U] leaves of the budget is shared out, or all of it.
         Hits are served in the order of their logits as long as that fits; of ties, the first users. What is left goes
         to those who are served up to what they ask for, or else to the next.
         """
-        floor, asked = state["floor_share"], most * logit.sigmoid()
+        floor, budget = state["floor_share"], 1.0 if spent is None else 1 - spent.sum(-1, keepdim=True)
         least = torch.minimum(state["efficient_share"], asked) * (asked > floor)
         order = torch.sort(logit.masked_fill(least <= 0, -torch.inf), dim=-1, descending=True, stable=True).indices
-        fits = torch.zeros_like(least).scatter(-1, order, least.gather(-1, order).cumsum(-1)) <= 1
+        fits = torch.zeros_like(least).scatter(-1, order, least.gather(-1, order).cumsum(-1)) <= budget
         served = least * fits
         room = (asked - least) * (served > 0)
-        rest = 1 - served.sum(-1, keepdim=True)
+        rest = budget - served.sum(-1, keepdim=True)
         steps = served + room * (rest / room.sum(-1, keepdim=True).clamp_min(1e-12)).clamp_max(1.0)
-        left = torch.minimum(1 - steps.sum(-1, keepdim=True), asked)
+        left = torch.minimum(budget - steps.sum(-1, keepdim=True), asked)
         waiting = logit.masked_fill((served > 0) | (left <= floor), -torch.inf)
         next_one = torch.arange(logit.shape[-1], device=logit.device) == waiting.argmax(-1, keepdim=True)
         return torch.where(next_one & (waiting > -torch.inf), left, steps)

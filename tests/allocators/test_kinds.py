@@ -19,6 +19,7 @@ from lightning_t2drl.envs import EdgeAIGCEnv
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.networks.heads import _worth_keeping
 from lightning_t2drl.run.compose import compose
+from lightning_t2drl.system.bounds import slot_bound
 from lightning_t2drl.system.serving import serve, situation
 from tests.allocators.test_actor_critic import batch_for
 from tests.worlds import slots_of
@@ -328,6 +329,23 @@ def test_no_other_bandwidth_earns_much_more_with_these_steps(users):
         other[..., 0] /= other[..., 0].sum(-1, keepdim=True)
         best = torch.maximum(best, true_utility(allocator.scenario, state, other).mean(-1))
     assert (best - earned).mean() < 5e-4
+
+
+def test_steps_go_first_to_who_waits_anyway():
+    """Of 200 users half can be in time: the rest have the steps, and the rules alone come close to the bound."""
+    allocator = make("direct", "env.users=200")
+    env = EdgeAIGCEnv(allocator.scenario, 16, seed=2)
+    env.latch(torch.rand(16, 1, 10) < 0.5)
+    cells = env.observe()
+    state = situation(cells) | allocator.fields(cells)
+    output = torch.zeros(*state["hit"].shape, 2)
+    shares = allocator.to_shares(state, output, explore=False)
+    waits = state["hit"] & (shares[..., 0] == 0)
+    assert (shares[..., 1] * ~waits).sum(-1)[waits.sum(-1) > 10].max() < 1e-3  # 1000 steps are enough for six
+    earned, before = (true_utility(allocator.scenario, state, other).mean(-1)
+                      for other in (shares, allocator.to_shares(state, output, explore=True)))  # fmt: skip
+    bound = slot_bound(allocator.scenario, **situation(cells))["bound"].flatten()
+    assert (bound - earned.flatten()).mean() < 3e-3 < (bound - before.flatten()).mean()
 
 
 def test_those_are_kept_who_make_all_earn_most():
