@@ -172,7 +172,7 @@ class Cell:
 
 
 class Controller(Cell):
-    """Decides for one cell with what `python export.py checkpoint=... output=DIRECTORY` wrote.
+    """Decides for one cell with what `t2drl export checkpoint=... output_dir=DIRECTORY` wrote.
 
     Args:
         path: that directory.

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from lightning_t2drl import __version__
 from lightning_t2drl.errors import NonFiniteError, UserError
-from lightning_t2drl.run.commands import COMMANDS, run, spelt_out
+from lightning_t2drl.run.commands import COMMANDS, import_from_here, run, spelt_out
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -46,8 +46,10 @@ def _main(given: list[str]) -> None:
     from lightning_t2drl.run.overrides import read
 
     words = read(arguments)
-    if words.multirun and (COMMANDS[command].takes is not None or not COMMANDS[command].composed):
+    if words.multirun and not COMMANDS[command].sweeps:
         raise UserError(f"-m: {command} has no sweeps")
+    if words.multirun and words.show:
+        raise UserError("--cfg: shows the config of one run; give each key one value and leave out -m")
     if words.help:
         from lightning_t2drl.run.help import command_help
 
@@ -57,6 +59,7 @@ def _main(given: list[str]) -> None:
 
         from lightning_t2drl.run.compose import compose
 
+        import_from_here()
         shown = [*(f"--config-dir={directory}" for directory in words.config_dirs), *words.overrides]
         print(yaml.safe_dump(compose(command, spelt_out(command, shown)).plain, sort_keys=False), end="")
     elif words.multirun:

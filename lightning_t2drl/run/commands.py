@@ -33,6 +33,11 @@ class Command:
     named: bool = False
     composed: bool = True
 
+    @property
+    def sweeps(self) -> bool:
+        """Whether `-m` runs it for several values: not where bare words are its list."""
+        return self.composed and self.takes is None
+
 
 COMMANDS = {
     "train": Command(

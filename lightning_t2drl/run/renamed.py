@@ -5,7 +5,7 @@ KEYS = {
     "allocator.schedule": "allocator.diffusion.schedule",
     "allocator.beta_min": "allocator.diffusion.beta_min",
     "allocator.beta_max": "allocator.diffusion.beta_max",
-    "allocator.prediction": "allocator.diffusion.prediction",
+    "allocator.prediction": "allocator/diffusion (sample or epsilon)",
     "allocator.saturation_penalty": "allocator.diffusion.saturation_penalty",
     "allocator.head_scale": "allocator.head.scale",
     "allocator.step_scale": "allocator.head.step_scale",

@@ -55,6 +55,8 @@ CASES = [
     (T, "-m seed=0,1 frames=1 output_dir=out", "output_dir"),
     (T, "output_dir=null -m seed=0,1 hydra/launcher=ray", "hydra/launcher=ray"),
     (T, "-m seed=interval(0,1)", "interval"),
+    (T, "-m seed=0,1 --cfg", "--cfg"),
+    (T, "allocator.prediction=sample", "allocator/diffusion"),
     (T, "env=mars", "env=mars"),
     (T, "cacher=best", "cacher=best"),
     (T, "allocator=none", "allocator=none"),
