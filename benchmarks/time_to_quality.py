@@ -68,7 +68,7 @@ def train(tree: Path, experiment: str, overrides: list[str], work: Path) -> list
     """One run in a process of its own, evaluated along the way; raises as `run_in`."""
     words = [f"experiment={name_in(tree, experiment)}", f"output_dir={work / 'run'}", *overrides, *EVALUATED]
     words += ["progress_bar=false", "figures=false", "evaluation.final_episodes=0"]
-    # -P: this folder has a module http, which must not stand in for the library's
+    # -P: modules of this folder must not stand in for others of their names
     clocked = [sys.executable, "-P", str(ROOT / "benchmarks/clocked.py")]
     run_in(tree, [*clocked, str(tree), str(work / "clock.csv"), *words])
     clock = {int(row[0]): [float(value) for value in row[1:]] for row in csv.reader((work / "clock.csv").open())}

@@ -185,7 +185,11 @@ class CompetitiveHead:
         """
         floor, budget = state["floor_share"], 1.0 if spent is None else 1 - spent.sum(-1, keepdim=True)
         least = torch.minimum(state["efficient_share"], asked) * (asked > floor)
-        order = torch.sort(logit.masked_fill(least <= 0, -torch.inf), dim=-1, descending=True, stable=True).indices
+        wants = logit.masked_fill(least <= 0, -torch.inf)
+        if torch.compiler.is_exporting():  # ONNX has no stable sort by name, but the one it has is
+            order = wants.sort(-1, descending=True).indices
+        else:
+            order = wants.sort(stable=True, dim=-1, descending=True).indices
         fits = torch.zeros_like(least).scatter(-1, order, least.gather(-1, order).cumsum(-1)) <= budget
         served = least * fits
         room = (asked - least) * (served > 0)
