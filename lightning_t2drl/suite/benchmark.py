@@ -30,7 +30,7 @@ from lightning_t2drl.run.overrides import quote, read
 from lightning_t2drl.run.schemas import BenchmarkConfig, SuiteConfig
 from lightning_t2drl.run.screen import console
 from lightning_t2drl.run.sweep import launch
-from lightning_t2drl.suite.comparison import comparison_table, draw_comparison, draw_curves, shown, write_tables
+from lightning_t2drl.suite.comparison import comparison_table, draw_comparison, draw_curves, many, shown, write_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 SEARCHING = ("genetic",)  # allocators that take a tenth of a second per slot
@@ -138,7 +138,8 @@ def report(config: BenchmarkConfig, jobs: Sequence[Job], directory: Path, comman
         if suite.curves:
             curves = collect_curves(jobs)
             write_atomically(directory / "curves.csv", curves.to_csv(index=False))
-            draw_curves(curves, results, suite, directory)
+            if not many(suite):
+                draw_curves(curves, results, suite, directory)
         gathered = [directory.with_name(f"{name}-{config.budget}") for name in _gathered(config)]
         draw_comparison(results, suite, directory)
         write_tables(results, suite, directory, _provenance(config, jobs, command), gathered)

@@ -17,7 +17,18 @@ from scipy.stats import bootstrap
 
 from lightning_t2drl.files import write_atomically
 from lightning_t2drl.run.figures import save, style
-from lightning_t2drl.run.labels import KEYS, QUANTITIES, SMALL, End, Look, across, label_ends, looks, scheme_name
+from lightning_t2drl.run.labels import (
+    KEYS,
+    PALETTE,
+    QUANTITIES,
+    SMALL,
+    End,
+    Look,
+    across,
+    label_ends,
+    looks,
+    scheme_name,
+)
 from lightning_t2drl.run.schemas import SuiteConfig
 from lightning_t2drl.run.tables import plain_table
 
@@ -226,6 +237,11 @@ def difference_interval(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, fl
 PAIRED = 8  # learners, up to which all pairs are compared
 
 
+def many(suite: SuiteConfig) -> bool:
+    """Whether there are too many learners for all pairs, and for one picture of their curves."""
+    return len(suite.learners) > PAIRED
+
+
 def probability_of_improvement(results: pd.DataFrame, suite: SuiteConfig) -> list[str]:
     """For every pair of learners, the probability that a run of one beats one of the other (rliable).
 
@@ -233,7 +249,7 @@ def probability_of_improvement(results: pd.DataFrame, suite: SuiteConfig) -> lis
     """
     lines = []
     learners = list(suite.learners)
-    for i, ours in enumerate(learners if len(learners) <= PAIRED else learners[:1]):
+    for i, ours in enumerate(learners[:1] if many(suite) else learners):
         for theirs in learners[i + 1 :]:
             matrices = [
                 results[results["scheme"] == name].pivot_table(
@@ -289,7 +305,7 @@ def write_tables(
     if gathered:
         lines += ["", *gathered_improvements(gathered, suite)]
     lines += ["", f"![{suite.name}](figure.png)"]
-    lines += ["", "![Learning curves](curves.png)"] if suite.curves else []
+    lines += ["", "![Learning curves](curves.png)"] if suite.curves and not many(suite) else []
     write_atomically(directory / "README.md", "\n".join(lines) + "\n")
 
 
@@ -301,9 +317,11 @@ def _table(rows: list[dict[str, str]]) -> list[str]:
 
 def draw_comparison(results: pd.DataFrame, suite: SuiteConfig, directory: Path) -> Path:
     """Utility, that less the cost of loading where there is any, hit ratio, and of several cells what else is asked
-    of them: bars, or curves over a sweep.
+    of them: bars, or curves over a sweep. Many learners that are not swept: their shares of the best scheme, enlarged.
     """
     style()
+    if many(suite) and suite.sweep is None:
+        return _draw_shares(results, suite, directory / "figure.png")
     asked = also(results) if "handover_ratio" in results else {}
     drawn = [name for name in asked if name in QUANTITIES and results[name].nunique() > 1]
     results = results.fillna(dict.fromkeys(drawn, 0.0))
@@ -338,6 +356,33 @@ def draw_comparison(results: pd.DataFrame, suite: SuiteConfig, directory: Path) 
         figure.draw_without_rendering()  # the layout has to be final before labels are placed
         label_ends(axes, ends)
     return save(figure, directory / "figure.png")
+
+
+def _draw_shares(results: pd.DataFrame, suite: SuiteConfig, path: Path) -> Path:
+    """Every learner's share of the best scheme's utility with its interval, and each seed's as a dot."""
+    best = results.loc[results["scheme"] == suite.best, "utility"].mean()
+    figure, axes = plt.subplots(figsize=(6.5, 0.8 + 0.24 * len(suite.learners)), layout="constrained")
+    shares = {
+        name: 100 * results.loc[results["scheme"] == name, "utility"].to_numpy() / best for name in suite.learners
+    }
+    left = np.floor(min(interval(share)[0] for share in shares.values())) - 2
+    color = PALETTE[0]
+    for place, share in enumerate(shares.values()):
+        mean, least, most = interval(share)
+        axes.plot(share.clip(left), np.full(len(share), place), ".", color="0.6", ms=4, clip_on=False, zorder=1)
+        axes.plot(np.clip([least, most], left, None), [place, place], color=color, lw=1.5, solid_capstyle="butt")
+        axes.plot(max(mean, left), place, "o", color=color, ms=4)
+        between = "" if np.isnan(least) else f" [{least:.1f}, {most:.1f}]"
+        axes.annotate(
+            f"{mean:.1f}{between}", (1.02, place), xycoords=("axes fraction", "data"), va="center", fontsize=SMALL
+        )
+    axes.axvline(100, color="black", ls="--", lw=1)
+    axes.set_yticks(range(len(shares)), [scheme_name(name) for name in shares])
+    axes.set_xlim(left, None)
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(f"utility, % of the {scheme_name(suite.best)}; dots: seeds, those below {left:g} at the edge")
+    return save(figure, path)
 
 
 def _bars(axes: Axes, results: pd.DataFrame, look: dict[str, Look], column: str) -> list[str]:
