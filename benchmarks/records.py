@@ -64,7 +64,8 @@ def main(arguments: list[str]) -> str:
     prepare_process()
     origin = report.provenance(shlex.join(["python", "-m", "benchmarks.records", *arguments]))
     section = measure(parsed.checkpoint, parsed.episodes, parsed.pairs)
-    return report.write(parsed.output, origin, {"evaluations": section}, "What records cost")
+    how = "denormals flushed; median [quartiles] over pairs, the other one first in each; ratios pair by pair"
+    return report.write(parsed.output, origin, {"evaluations": section}, "What records cost", how)
 
 
 if __name__ == "__main__":

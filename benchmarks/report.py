@@ -75,23 +75,34 @@ def _libraries() -> str:
     return ", ".join(found)
 
 
-def write(directory: Path, origin: dict[str, Any], sections: dict[str, Section], title: str = "Speed") -> str:
+IN_TURN = (
+    "denormals flushed; cells with brackets: median [quartiles] over rounds in which all contenders of a table "
+    "took turns, shuffled; ratios are taken round by round"
+)
+
+
+def write(
+    directory: Path,
+    origin: dict[str, Any],
+    sections: dict[str, Section],
+    title: str = "Speed",
+    method: str = IN_TURN,
+) -> str:
     """Write `speed.json` and `README.md`; returns the page."""
     directory.mkdir(parents=True, exist_ok=True)
     content = {"provenance": origin, "items": {name: asdict(section) for name, section in sections.items()}}
     (directory / "speed.json").write_text(json.dumps(content, indent=1) + "\n")
-    page = "\n".join([*_head(title, origin), *(line for s in sections.values() for line in _section(s))]) + "\n"
+    page = "\n".join([*_head(title, origin, method), *(line for s in sections.values() for line in _section(s))]) + "\n"
     (directory / "README.md").write_text(page)
     return page
 
 
-def _head(title: str, origin: dict[str, Any]) -> list[str]:
+def _head(title: str, origin: dict[str, Any], method: str) -> list[str]:
     return [
         f"# {title}",
         "",
         *origin_lines(origin),
-        "- denormals flushed; cells with brackets: median [quartiles] over rounds in which all contenders of a table "
-        "took turns, shuffled; ratios are taken round by round",
+        f"- {method}",
     ]
 
 

@@ -112,7 +112,8 @@ def main(arguments: list[str]) -> str:
     parsed = parser.parse_args(arguments)
     origin = report.provenance(shlex.join(["python", "-m", "benchmarks.service", *arguments]))
     section = measure(parsed.policy, parsed.users, parsed.requests)
-    return report.write(parsed.output, origin, {"decisions": section}, "The HTTP service under load")
+    how = "wall seconds of each decision as who asks sees it; the service has a process of its own"
+    return report.write(parsed.output, origin, {"decisions": section}, "The HTTP service under load", how)
 
 
 if __name__ == "__main__":

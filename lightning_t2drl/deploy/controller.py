@@ -125,10 +125,7 @@ class Cell:
 
     def _of_several(self, given: dict[str, Any], users: int) -> dict[str, NDArray[Any]]:
         """What a policy of several cells is told beside the rest; what was not given is nothing."""
-        known = dict.fromkeys(given, self.several_cells) | {"nearby": self.edge_link}
-        for name, value in given.items():
-            if value is not None and not known[name]:
-                raise ValueError(f"{name}: this policy was made where there is none (env.cells, env.edge_link_mbps)")
+        self._refuse_unknown(given)
         if not self.several_cells:
             return {}
         at_station = 0.0 if given["uplink_interference"] is None else given["uplink_interference"]
@@ -138,10 +135,19 @@ class Cell:
             "downlink_interference": _numbers("downlink_interference", at_users, users, 0.0, MOST_WATTS),
         }
         for name, length, of in (("handover", users, "users"), ("nearby", self.models, "models")):
-            if known[name]:
+            if self._knows(name):
                 flags = np.zeros(length, bool) if given[name] is None else given[name]
                 out[name] = _flags(name, flags, length, of)
         return out
+
+    def _knows(self, name: str) -> bool:
+        """Whether there is such a thing where this policy was made."""
+        return self.edge_link if name == "nearby" else self.several_cells
+
+    def _refuse_unknown(self, given: Mapping[str, Any]) -> None:
+        for name, value in given.items():
+            if value is not None and not self._knows(name):
+                raise ValueError(f"{name}: this policy was made where there is none (env.cells, env.edge_link_mbps)")
 
     def _check_storage(self, cache: NDArray[np.bool_]) -> None:
         scenario = self.policy["scenario"]
@@ -218,6 +224,7 @@ class Controller(Cell):
         Raises:
             ValueError: naming the argument that cannot be, or why this policy has no cacher.
         """
+        self._refuse_unknown({"nearby": nearby})
         kind = self.policy["cacher"]
         if "left_out" in kind:
             raise ValueError(f"this policy decides no cache: {kind['left_out']}")

@@ -107,8 +107,9 @@ def _explain(cell: Cell, situation: Mapping[str, Any], seed: int, progress: Prog
     if situation.get("cache") is not None:
         cache = chosen("cache", situation["cache"], cell.models)
     else:
-        held, nearby = (chosen(key, [] if situation.get(key) is None else situation[key], cell.models)
-                        for key in ("held", "nearby"))  # fmt: skip
+        held, nearby = situation.get("held"), situation.get("nearby")
+        held = chosen("held", [] if held is None else held, cell.models)
+        nearby = None if nearby is None else chosen("nearby", nearby, cell.models)
         request = situation["request"]
         users = len(request) if isinstance(request, (list, tuple)) else None  # what it has to be is checked below
         cache = cell.cache(popularity, held, users, nearby)

@@ -181,7 +181,8 @@ def make_app(controller: Controller) -> Any:
     # On the event loop, one after the other: a decision takes less than handing it to a thread.
     @app.post("/cache")
     async def cache(body: Cache) -> dict[str, Any]:
-        held, nearby = (chosen(key, getattr(body, key) or [], controller.models) for key in ("held", "nearby"))
+        held = chosen("held", body.held or [], controller.models)
+        nearby = None if body.nearby is None else chosen("nearby", body.nearby, controller.models)
         return {"cache": np.flatnonzero(controller.cache(body.popularity, held, body.users, nearby)).tolist()}
 
     @app.post("/allocate")

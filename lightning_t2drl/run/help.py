@@ -24,8 +24,7 @@ def command_help(name: str, command: Command, directories: Sequence[str]) -> str
     flags = [f"--config-dir={directory}" for directory in directories]
     lines = [command.about, "", f"usage: t2drl {name} [FLAG ...] [GROUP=CHOICE ...] [KEY=VALUE ...]"]
     lines += [f"       t2drl {name} {command.example}", ""]
-    flags_there_are = {flag: about for flag, about in FLAGS.items() if flag != "-m" or command.sweeps}
-    lines += [f"  {flag:<18}{about}" for flag, about in flags_there_are.items()]
+    lines += [f"  {flag:<18}{about}" for flag, about in FLAGS.items() if flag != "-m" or command.sweeps]
     lines += [f"  {LAUNCHERS}"] if command.sweeps else []
     for group, default in groups(name).items():
         lines += ["", f"{group}=CHOICE or {group}=PATH.yaml" + (f"   (default: {default})" if default else "")]

@@ -313,6 +313,7 @@ WRONG_DEMAND = [
     ("ddpg", ([1] * 4,), "held: missing"),
     ("ddpg", ([1] * 4, [True] * 3), "held: shape"),
     ("ddpg", ([1] * 4, [True] * 4), "users: missing"),
+    ("ddpg", ([1] * 4, [True] * 4, 3, [True] * 4), "nearby: this policy was made where there is none"),
 ]
 
 
