@@ -6,6 +6,8 @@ checkpoint that holds one needs no file besides. Reading needs no PyTorch; `mode
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -82,12 +84,18 @@ def _file(key: str, kind: str, name: str, roots: Sequence[Path], beside: Path) -
 
 def _load(key: str, path: Path) -> dict[str, Any]:
     try:
-        content: Any = OmegaConf.to_container(OmegaConf.load(path))
+        content = copy.deepcopy(_content(path.absolute(), path.stat().st_mtime_ns))
     except (OSError, YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise UserError(f"{key}={path}: cannot be read ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):
         raise UserError(f"{key}={path}: holds no keys")
     return {str(name): value for name, value in content.items()}
+
+
+@functools.lru_cache(maxsize=64)
+def _content(path: Path, modified: int) -> Any:
+    """What a file holds: models share profiles, and parsing one takes as long as the rest of composing a config."""
+    return OmegaConf.to_container(OmegaConf.load(path))
 
 
 def refuse_both(catalogue: Any, said: Iterable[str]) -> None:

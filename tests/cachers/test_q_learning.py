@@ -76,7 +76,7 @@ def test_loss_equals_torchrl_double_dqn():
     torch.testing.assert_close(ours, loss(data)["loss"], rtol=1e-5, atol=1e-7)
 
 
-def train_on(cacher, reward_of, updates=1500):
+def train_on(cacher, reward_of, updates=800):
     """Fit a cacher on random caches whose reward is a known function of state and cache."""
     optimizers = cacher.optimizers_by_name()
 

@@ -138,7 +138,7 @@ def test_an_exported_policy_decides_for_a_cell_as_pytorch_does(tmp_path, run_tra
 
     small = ["allocator.diffusion.steps=2", "frames=2", "evaluation.every_n_frames=0"]
     cells3 = ["env=cells3", "env.edge_link_mbps=200", "cacher.observe_nearby=true"]
-    run_train("experiment=t2drl_paper", *cells3, *small, output_dir=tmp_path / "run")
+    run_train("experiment=t2drl_paper", "allocator/head=tanh", *cells3, *small, output_dir=tmp_path / "run")
     composed = compose("export", [f"checkpoint={tmp_path}/run/checkpoints/last", f"output_dir={tmp_path}/policy"])
     run_export(composed)
     _, scenario, cacher, allocator = load_policies(composed)
