@@ -41,7 +41,7 @@ class ActorCriticConfig:
     actor: Any = field(default_factory=lambda: {"_target_": f"{SETS}.SetTrunk"})
     critic: Any = field(default_factory=lambda: {"_target_": f"{SETS}.SetCritic"})
     head: Any = field(default_factory=lambda: {"_target_": "lightning_t2drl.networks.heads.CompetitiveHead"})
-    critics: int = 2
+    critics: int = 1
     objective: str = "policy_gradient"
     candidates: int = 8
     actor_learning_rate: float = 1e-3
