@@ -79,7 +79,7 @@ def run(budget: Budget, advance: Advance) -> Section:
         [
             "The project's updates also watch for losses that are not finite and clip gradients, which the plain one "
             "and Stable-Baselines3 do not.",
-            "allocator=d3pg and ddpg: two critics, set networks, discount 0 (no targets), as configured; the cachers "
+            "allocator=d3pg and ddpg: one critic, set networks, discount 0 (no targets), as configured; the cachers "
             "on env=paper as configured.",
             *notes,
         ],

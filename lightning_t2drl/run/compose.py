@@ -279,7 +279,7 @@ class _NoSuchKeyError(Exception):
     """A word on a key that the composed config does not have."""
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=256)
 def _shipped(command: str, choices: tuple[str, ...]) -> tuple[DictConfig, dict[str, str]]:
     """What shipped files and these choices alone compose: the same at any time."""
     return _hydra(command, choices, ())
