@@ -72,7 +72,11 @@ def main() -> None:
     given = parser.parse_args()
     if given.directory is None and given.run not in RECIPES:
         parser.error(f"{given.run} is none of {', '.join(RECIPES)}; of a run, name the directory that it goes to")
-    print(make(given.run, Path("runs") / given.run) if given.directory is None else ship(given.run, given.directory))
+    try:
+        done = make(given.run, Path("runs") / given.run) if given.directory is None else ship(given.run, given.directory)
+    except UserError as error:
+        parser.exit(1, f"error: {error}\n")
+    print(done)
 
 
 if __name__ == "__main__":
