@@ -25,7 +25,7 @@ def bench(tmp_path, *overrides):
 
 
 def test_a_sweep_is_tabulated_drawn_and_not_repeated(tmp_path, monkeypatch):
-    arguments = ["suite=storage", "suite.values=[10,20]", "suite.fixed.oracle=[popular,equal]"]
+    arguments = ["suite=storage", "suite.values=[10,20]", "suite.fixed.oracle=[popular,equal]", "hydra/launcher=basic"]
     less = ["~suite.fixed.schrs", "~suite.learners.t2drl_ddpg", "~suite.fixed.popular_exact"]
     results = bench(tmp_path, *arguments, *less)
     assert len(results) == 2 * (2 + 1)
