@@ -25,17 +25,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 
 from benchmarks.measure import Spread
 from benchmarks.report import cell, origin_lines, provenance
 from benchmarks.whole_run import BASE, HERE, ROOT, name_in, run_in, worktree
 from lightning_t2drl.files import write_atomically
 from lightning_t2drl.run.api import evaluate
+from lightning_t2drl.run.compose import compose
 from lightning_t2drl.suite.comparison import interval
 
 SHARES = (0.95, 0.98, 0.99)
-EPISODES, SEED = 100, 1_000_003
-EVALUATED = [f"evaluation.episodes={EPISODES}", f"evaluation.seed={SEED}"]
+SEED = 1_000_003  # of the held-out worlds
 PAGE, FIGURE, POINTS = "README.md", "time_to_quality.png", "points.csv"
 
 
@@ -61,13 +62,14 @@ class Run(NamedTuple):
 
 Training = Callable[[str, list[str], Path], list[Point]]  # from the experiment, overrides and a directory
 Curves = Mapping[str, Mapping[str, list[list[Point]]]]  # a run's evaluations by experiment, side and seed
+References = Mapping[str, Mapping[str, float]]  # mean utilities by experiment and scheme
 AXES = {"cpu_seconds": "CPU seconds of training", "slots": "slots played", "gradient_steps": "gradient steps"}
 
 
 def train(tree: Path, experiment: str, overrides: list[str], work: Path) -> list[Point]:
     """One run in a process of its own, evaluated along the way; raises as `run_in`."""
-    words = [f"experiment={name_in(tree, experiment)}", f"output_dir={work / 'run'}", *overrides, *EVALUATED]
-    words += ["progress_bar=false", "figures=false", "evaluation.final_episodes=0"]
+    words = [f"experiment={name_in(tree, experiment)}", f"output_dir={work / 'run'}", *overrides]
+    words += [f"evaluation.seed={SEED}", "progress_bar=false", "figures=false", "evaluation.final_episodes=0"]
     # -P: modules of this folder must not stand in for others of their names
     clocked = [sys.executable, "-P", str(ROOT / "benchmarks/clocked.py")]
     run_in(tree, [*clocked, str(tree), str(work / "clock.csv"), *words])
@@ -82,7 +84,7 @@ def train(tree: Path, experiment: str, overrides: list[str], work: Path) -> list
 
 def train_agent(agent: str, experiment: str, overrides: list[str], work: Path) -> list[Point]:
     """One run of an agent of Stable-Baselines3 in the experiment's worlds, see `benchmarks.agents`."""
-    words = [agent, str(work / "points.csv"), f"experiment={experiment}", *overrides, *EVALUATED]
+    words = [agent, str(work / "points.csv"), f"experiment={experiment}", *overrides, f"evaluation.seed={SEED}"]
     run_in(ROOT, [sys.executable, "-m", "benchmarks.agents", *words])
     return [_point(row) for row in csv.reader((work / "points.csv").open())]
 
@@ -115,15 +117,14 @@ def reached(points: list[Point], utility: float) -> Point | None:
 
 
 def page(
-    origin: dict[str, Any], base: str | None, best: Mapping[str, float], curves: Curves, agents: bool
+    origin: dict[str, Any], base: str | None, episodes: int, best: References, curves: Curves, agents: bool
 ) -> list[str]:
     """The runs as lines of a Markdown page."""
-    oracle = best["oracle"]
     other = f" Base is {base}." if base else ""
     lines = ["# Time to a good policy", "", *origin_lines(origin), ""]
     lines += [
         f"Cells are medians [quartiles] over seeds.{other} Quality is the share of the oracle's "
-        f"utility, {oracle:.4f} per slot, on the same {EPISODES} held-out episodes. Gradient steps are those of all "
+        f"utility on the same {episodes} held-out episodes. Gradient steps are those of all "
         "optimizers, CPU seconds those of training alone.",
     ]
     if agents:
@@ -131,21 +132,28 @@ def page(
             "",
             "Agents of Stable-Baselines3 have its default hyperparameters but for those in their names. They play the "
             "experiment's worlds as one batch and as many slots as it, and learn the allocation alone, from flat "
-            "observations. Popular models are cached for them; with these caches the exact allocation reaches "
-            f"{best['popular'] / oracle:.2%} of the oracle, and an equal split {best['equal'] / oracle:.2%}.",
+            "observations. Popular models are cached for them.",
         ]
     for experiment, sides in curves.items():
-        lines += ["", f"## {experiment}", ""]
+        there = best[experiment]
+        oracle = there["oracle"]
+        lines += ["", f"## {experiment}", "", f"The oracle's utility is {oracle:.4f} per slot."]
+        if agents:
+            lines += [
+                f"With popular caches the exact allocation reaches {there['popular'] / oracle:.2%} of it, "
+                f"and an equal split {there['equal'] / oracle:.2%}."
+            ]
         lines += [
+            "",
             "| quality | side | seeds that reach it | frames | slots | gradient steps | CPU s | wall s |",
             "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
         ]
         for share in SHARES:
             found = {side: [reached(run, share * oracle) for run in of_side] for side, of_side in sides.items()}
             for side, points in found.items():
-                there = [point for point in points if point is not None]
-                numbers = _cells(there) if there else "never | – | – | – | –"
-                lines.append(f"| {share:.0%} | {side} | {len(there)} of {len(points)} | {numbers} |")
+                arrived = [point for point in points if point is not None]
+                numbers = _cells(arrived) if arrived else "never | – | – | – | –"
+                lines.append(f"| {share:.0%} | {side} | {len(arrived)} of {len(points)} | {numbers} |")
             for side in found:
                 if side == HERE or len(found[side]) != len(found.get(HERE, ())):
                     continue
@@ -173,22 +181,26 @@ def _cells(points: list[Point]) -> str:
     return " | ".join(cell(Spread.of([getattr(point, name) for point in points])) for name in names)
 
 
-def draw(best: Mapping[str, float], curves: Curves, agents: bool, path: Path) -> None:
-    """Quality over what it costs, a line per seed, a row of panels per experiment."""
+def draw(best: References, curves: Curves, agents: bool, path: Path) -> None:
+    """Quality over what it costs, medians and quartiles over seeds, a row of panels per experiment."""
     figure = Figure(figsize=(12, 3.6 * len(curves)), layout="constrained")
     rows = figure.subplots(len(curves), len(AXES), squeeze=False, sharey="row")
     for panels, (experiment, sides) in zip(rows, curves.items(), strict=True):
-        ends = [100 * run[-1].utility / best["oracle"] for of_side in sides.values() for run in of_side]
+        there = best[experiment]
+        ends = [100 * run[-1].utility / there["oracle"] for of_side in sides.values() for run in of_side]
         for axes, (name, label) in zip(panels, AXES.items(), strict=True):
             for place, (side, of_side) in enumerate(sides.items()):
-                for number, run in enumerate(of_side):
-                    quality = [100 * point.utility / best["oracle"] for point in run]
-                    axes.plot([getattr(point, name) for point in run], quality, color=f"C{place}", linewidth=1,
-                              label=side if number == 0 else None)  # fmt: skip
+                along, quality = (
+                    np.array([[getattr(point, key) for point in run] for run in of_side]) for key in (name, "utility")
+                )
+                low, middle, high = np.quantile(100 * quality / there["oracle"], (0.25, 0.5, 0.75), axis=0)
+                cost = np.median(along, axis=0)
+                axes.plot(cost, middle, color=f"C{place}", linewidth=1.2, label=side)
+                axes.fill_between(cost, low, high, color=f"C{place}", alpha=0.2, linewidth=0)
             for share in SHARES:
                 axes.axhline(100 * share, color="black", linewidth=0.5, linestyle=":")
             if agents:
-                axes.axhline(100 * best["popular"] / best["oracle"], color="grey", linewidth=1, linestyle="--",
+                axes.axhline(100 * there["popular"] / there["oracle"], color="grey", linewidth=1, linestyle="--",
                              label="popular caches, exact allocation")  # fmt: skip
             axes.set(xlabel=label, ylim=(min(90, np.floor(min(ends)) - 2), 100.5), xlim=(0, None))
         panels[0].set(title=experiment, ylabel="utility, % of the oracle")
@@ -197,15 +209,18 @@ def draw(best: Mapping[str, float], curves: Curves, agents: bool, path: Path) ->
     figure.savefig(path, dpi=120)
 
 
-def references(agents: bool, work: Path) -> dict[str, float]:
-    """Mean utility per slot of the oracle, and with popular caches of the exact and the equal allocation."""
+def references(experiment: str, overrides: list[str], agents: bool, episodes: int, work: Path) -> dict[str, float]:
+    """In an experiment's world, mean utility of the oracle, and with popular caches of exact and equal allocation."""
     pairs = {"oracle": ("oracle", "exact")}
     if agents:
         pairs |= {"popular": ("popular", "exact"), "equal": ("popular", "equal")}
+    work.mkdir(exist_ok=True)
+    world = work / f"{experiment}.yaml"
+    world.write_text(OmegaConf.to_yaml(compose("train", [f"experiment={experiment}", *overrides]).config.env))
     found = {}
     for name, (cacher, allocator) in pairs.items():
-        words = {"episodes": EPISODES, "seed": SEED, "references": [], "output_dir": str(work / name)}
-        played = evaluate(cacher=cacher, allocator=allocator, **words)
+        words = {"episodes": episodes, "seed": SEED, "references": [], "output_dir": str(work / experiment / name)}
+        played = evaluate(f"env={world}", cacher=cacher, allocator=allocator, **words)
         rows = played.schemes.set_index(["scheme", "metric"])["mean"]
         found[name] = float(rows[played.name, "utility"])
     return found
@@ -220,6 +235,7 @@ def main(arguments: list[str]) -> str:
                         help="also an agent of Stable-Baselines3 and its arguments, such as 'SAC gamma=0'")  # fmt: skip
     parser.add_argument("--experiment", default="quickstart,t2drl", metavar="A,B", help="default %(default)s")
     parser.add_argument("--seeds", type=int, default=5, help="default %(default)s")
+    parser.add_argument("--episodes", type=int, default=100, help="of every evaluation; default %(default)s")
     parser.add_argument("--output", type=Path, default=Path("runs/time_to_quality"), help="default %(default)s")
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="for all sides, such as frames=120")
     parsed = parser.parse_args(arguments)
@@ -227,12 +243,14 @@ def main(arguments: list[str]) -> str:
     origin = provenance(shlex.join(["python", "-m", "benchmarks.time_to_quality", *said])) | {"threads": 1}
     parsed.output.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # by way of `finally`, which removes the worktree
-    frame_by_frame = [] if any(w.startswith("evaluation.every") for w in parsed.overrides) else [
-        "evaluation.every_n_frames=5"
-    ]  # fmt: skip
+    along = [] if any(w.startswith("evaluation.every") for w in parsed.overrides) else ["evaluation.every_n_frames=5"]
+    along.append(f"evaluation.episodes={parsed.episodes}")
     runs, agents = finished(parsed.output / POINTS), bool(parsed.agent)
     with tempfile.TemporaryDirectory() as work, worktree(parsed.base) if parsed.base else nullcontext(ROOT) as base:
-        best = references(agents, Path(work))
+        best = {
+            experiment: references(experiment, parsed.overrides, agents, parsed.episodes, Path(work))
+            for experiment in parsed.experiment.split(",")
+        }
         here = origin["commit"]
         # whose code, the words of its own, and what trains it
         own: dict[str, tuple[str, list[str], Training]] = {HERE: (here, [], partial(train, ROOT))}
@@ -244,24 +262,24 @@ def main(arguments: list[str]) -> str:
         turns = [(agent, seed) for agent in others for seed in range(parsed.seeds)]
         turns += [(side, seed) for seed in range(parsed.seeds) for side in list(own)[:: 1 if seed % 2 else -1]]
         plan: dict[Run, tuple[list[str], Training]] = {}
-        for experiment in parsed.experiment.split(","):
+        for experiment in best:
             for side, seed in turns:
                 code, more, training = contenders[side]
-                words = [f"seed={seed}", *frame_by_frame, *more, *parsed.overrides]
+                words = [f"seed={seed}", *along, *more, *parsed.overrides]
                 plan[Run(code, experiment, side, shlex.join(words))] = words, training
         for run, (words, training) in plan.items():
             if run not in runs:
                 with tempfile.TemporaryDirectory(dir=work) as place:
                     runs[run] = training(run.experiment, words, Path(place))
                 keep(runs, parsed.output / POINTS)
-            last = runs[run][-1]
-            print(f"{run.experiment}, {words[0]}, {run.side}: {last.utility / best['oracle']:.2%} of the oracle after "
+            last, most = runs[run][-1], best[run.experiment]["oracle"]
+            print(f"{run.experiment}, {words[0]}, {run.side}: {last.utility / most:.2%} of the oracle after "
                   f"{last.cpu_seconds:.0f} CPU s", flush=True)  # fmt: skip
             curves: dict[str, dict[str, list[list[Point]]]] = {}
             for other in (one for side in contenders for one in plan if one.side == side and one in runs):
                 curves.setdefault(other.experiment, {}).setdefault(other.side, []).append(runs[other])
             draw(best, curves, agents, parsed.output / FIGURE)
-            lines = page(origin, parsed.base, best, curves, agents)
+            lines = page(origin, parsed.base, parsed.episodes, best, curves, agents)
             text = "\n".join([*lines, "", f"![Quality over what it costs]({FIGURE})"]) + "\n"
             (parsed.output / PAGE).write_text(text)
     return text

@@ -20,6 +20,15 @@ def test_an_agent_is_evaluated_along_the_way(agent, steps):
     assert all(0 < utility < 1 for utility in utilities) and len(set(utilities)) == 3
 
 
+def test_shares_are_of_the_oracle_in_the_world_that_is_trained_in(tmp_path):
+    few = ["env.frames_per_episode=1", "env.slots_per_frame=2", "env.users=3"]
+    usual, scarce = (
+        time_to_quality.references("quickstart", [*few, *more], False, 2, tmp_path / str(len(more)))["oracle"]
+        for more in ([], ["env.bandwidth_mhz=1"])
+    )
+    assert 0 < scarce < usual - 0.1
+
+
 def test_runs_that_are_there_are_not_repeated(tmp_path, monkeypatch):
     done = []
 
@@ -39,5 +48,5 @@ def test_runs_that_are_there_are_not_repeated(tmp_path, monkeypatch):
     assert page == (tmp_path / PAGE).read_text()
     assert "| 95% | SAC | 2 of 2 | 5 [5, 5] | 800 [800, 800] | 60 [60, 60] | 2 [2, 2] | 3 [3, 3] |" in page
     assert "| 98% | SAC | 0 of 2 | never |" in page and "| SAC | 2 | 96.00% [96.00%, 96.00%] |" in page
-    assert "99.00% of the oracle" in page
+    assert "99.00% of it" in page
     assert {len(points) for points in finished(tmp_path / POINTS).values()} == {2}

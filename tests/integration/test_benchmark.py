@@ -150,7 +150,8 @@ def test_every_suite_makes_its_jobs(suite):
     jobs = benchmarking.make_jobs(config)
     learners = [job for job in jobs if job.scheme in config.suite.learners]
     assert len({job.directory for job in learners}) == len(learners)  # no two of them are the same run
-    for job in jobs:  # those of other seeds and values differ by a number
-        alike = bool(job.seed) or not (job.value == jobs[0].value or isinstance(job.value, str))
+    for job in jobs:  # those of other seeds and values differ by a number, or by words that one scheme tries
+        words = isinstance(job.value, str) and job.scheme == jobs[0].scheme
+        alike = bool(job.seed) or not (job.value == jobs[0].value or words)
         if not alike and not any(word.startswith("checkpoint=") for word in job.words):
             composes(job.command, *(word for word in job.words if not word.startswith("episodes=")))
