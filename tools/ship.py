@@ -21,8 +21,8 @@ from lightning_t2drl.run import commands
 LARGEST = 2**20  # bytes
 POLICIES = Path("policies")
 RECIPES = {  # the words of `t2drl train` by policy
-    # With one critic and one step per slot, five and eighty users are served worse (policies/README.md).
-    "t2drl-any-load": ["experiment=t2drl_loads", "allocator.critics=2", "loop.updates_per_slot=2"],
+    # What is best with two hundred users, nobody learns with forty (policies/README.md).
+    "t2drl-any-load": ["experiment=t2drl_loads", "env.users=200", "env.active_users=[5,200]", "frames=600"],
     "t2drl-cells": ["experiment=t2drl_cells"],
     "t2drl-mixed": ["experiment=t2drl_mixed"],
 }

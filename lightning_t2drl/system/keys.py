@@ -59,6 +59,7 @@ class ScenarioConfig:
     edge_link_mbps: float | None = None
     users: int = 10
     active_users: list[int] | None = None
+    active_users_spread: str = "linear"
     arrival_rate: float = 0.0
     departure_rate: float = 0.0
     activity: float = 1.0

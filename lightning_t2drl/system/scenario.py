@@ -59,6 +59,7 @@ class Scenario:
     speed_deviation: float  # s, m/s
     slot_duration: float  # s, how far users move between two slots
     active_users: tuple[int, int] | None  # range of how many users are there when an episode starts; None: all
+    active_users_spread: str  # "linear": each number as likely; "log": each doubling
     arrival_rate: float  # share of the absent users that come at a frame's start
     departure_rate: float  # share of the users present that leave at a frame's start
     shadowing_db: float  # standard deviation of log-normal shadowing, dB; 0: none

@@ -198,6 +198,7 @@ def build_scenario(config: ScenarioConfig) -> Scenario:
     if config.ranking not in ("fixed", "shuffled"):
         raise UserError(f"env.ranking: {config.ranking!r} is neither fixed nor shuffled")
     one_of("env", config, popularity_observation=OBSERVATIONS, popularity_scope=("shared", "per_cell"))
+    one_of("env", config, active_users_spread=("linear", "log"))
     change_every = config.slots_per_frame if config.popularity_change_every is None else config.popularity_change_every
     if change_every < 1:
         raise UserError(f"env.popularity_change_every: {change_every} is below 1 slot")
@@ -263,6 +264,7 @@ def build_scenario(config: ScenarioConfig) -> Scenario:
         speed_deviation=config.speed_deviation,
         slot_duration=slot_duration,
         active_users=check.active_users(),
+        active_users_spread=config.active_users_spread,
         arrival_rate=config.arrival_rate,
         departure_rate=config.departure_rate,
         shadowing_db=config.shadowing_db,

@@ -72,9 +72,9 @@ def initial_state(scenario: Scenario, envs: int, generator: torch.Generator, hel
     """Worlds at the first slot of an episode.
 
     The popularity state starts in the chain's uniform distribution; users stand where their mobility lets them start.
-    With `active_users` the first users are there, as many as a uniform whole number from that range says. What is
-    recorded is played from a random slot on, from which it lasts for the episode; `held_out`: of what is held out for
-    evaluation.
+    With `active_users` the first users are there, as many as a whole number from that range says: each as likely, or
+    with `active_users_spread` log each doubling, P(n) ~ log(1 + 1/n). What is recorded is played from a random slot on,
+    from which it lasts for the episode; `held_out`: of what is held out for evaluation.
     """
     counted = scenario.active_users is not None
     recorded = scenario.recorded_slots is not None
@@ -92,7 +92,11 @@ def initial_state(scenario: Scenario, envs: int, generator: torch.Generator, hel
     noise = split_noise(scenario, slot_noise)
     if not scenario.everyone_present:
         low, high = scenario.active_users or (scenario.users, scenario.users)
-        there = (low + (count * (high - low + 1)).long()).clamp_max(high) if counted else low
+        there: Tensor | int = low
+        if counted and scenario.active_users_spread == "log":
+            there = (low * ((high + 1) / low) ** count).long().clamp(low, high)
+        elif counted:
+            there = (low + (count * (high - low + 1)).long()).clamp_max(high)
         state["present"] = (torch.arange(scenario.users, device=slot.device) < there).expand(envs, -1)
     if scenario.shadowing_db:
         state["shadowing"] = noise.shadowing

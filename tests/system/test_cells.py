@@ -210,6 +210,14 @@ SEVERAL = {
 }
 
 
+def test_each_doubling_of_the_users_is_as_likely_where_they_are_spread_by_logarithm():
+    s = load_scenario("paper", users=64, active_users=[1, 63], active_users_spread="log")
+    count = initial_state(s, 6000, torch.Generator().manual_seed(3))["present"].sum(-1)
+    assert count.min() == 1 and count.max() == 63
+    octaves = torch.bincount(count.double().log2().long(), minlength=6) / 6000
+    torch.testing.assert_close(octaves, torch.full((6,), 1 / 6), atol=0.02, rtol=0)
+
+
 def test_users_come_and_go_and_belong_to_one_cell():
     s = load_scenario("paper", **SEVERAL)
     generator = torch.Generator().manual_seed(3)

@@ -92,6 +92,7 @@ BAD = {
     "active_users ": {"active_users": [6, 5]},
     "active_users  ": {"active_users": [5]},
     "active_users   ": {"active_users": [0, 5]},
+    "active_users_spread": {"active_users_spread": "even"},
     "arrival_rate": {"arrival_rate": 2.0},
     "departure_rate": {"departure_rate": -0.1},
     "popularity_scope": {"popularity_scope": "mine"},
