@@ -234,6 +234,15 @@ def difference_interval(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, fl
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
+def share_ahead(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Share of pairs of runs, scores [seeds, tasks], in which ours is better; ties count half, tasks alike.
+
+    It is rliable's probability of improvement, without a rank test in each resample, which take minutes.
+    """
+    ahead = (ours[:, None] > theirs[None]) + 0.5 * (ours[:, None] == theirs[None])
+    return float(ahead.mean())
+
+
 PAIRED = 8  # learners, up to which all pairs are compared
 
 
@@ -262,7 +271,7 @@ def probability_of_improvement(results: pd.DataFrame, suite: SuiteConfig) -> lis
             x, y = (matrix.to_numpy() for matrix in matrices)
             if len(x) < 2:
                 continue
-            point, bounds = bootstrapped({"pair": (x, y)}, metrics.probability_of_improvement)
+            point, bounds = bootstrapped({"pair": (x, y)}, share_ahead)
             low, high = np.asarray(bounds["pair"]).flatten()
             least, most = difference_interval(x.mean(1), y.mean(1))
             lines.append(

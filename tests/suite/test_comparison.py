@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from rliable import metrics
 
 from lightning_t2drl.run.schemas import LearnerConfig, SuiteConfig
 from lightning_t2drl.suite import comparison
@@ -13,6 +14,7 @@ from lightning_t2drl.suite.comparison import (
     interval,
     largest_improvements,
     service_rows,
+    share_ahead,
     summary_rows,
 )
 
@@ -84,6 +86,12 @@ def test_gains_over_several_sweeps_are_searched_together(results, tmp_path):
         gains.assign(utility=factor * gains["utility"]).to_csv(tmp_path / name / "gains.csv", index=False)
     lines = gathered_improvements([tmp_path / "users-small", tmp_path / "storage-small"], SUITE)
     assert "- largest gain in utility: +300.00 % over rcars at env.users=5 (paper: up to +37.29 %)" in lines
+
+
+def test_who_is_ahead_is_rliables_probability_of_improvement():
+    rng = np.random.default_rng(0)
+    ours, theirs = (rng.integers(0, 5, (seeds, 3)).astype(float) for seeds in (6, 4))  # with ties
+    assert share_ahead(ours, theirs) == pytest.approx(metrics.probability_of_improvement(ours, theirs))
 
 
 def test_the_interval_of_a_difference_is_as_wide_as_its_standard_error_says():
