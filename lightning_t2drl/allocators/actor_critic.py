@@ -17,7 +17,7 @@ from lightning_t2drl.accel.compiling import Compiled
 from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.allocators.diagnosis import actor_and_critics
 from lightning_t2drl.allocators.graphs import AllocatorGraph, CriticGraph, observed
-from lightning_t2drl.allocators.objectives import OBJECTIVES, q_weighted, true_value
+from lightning_t2drl.allocators.objectives import OBJECTIVES, q_weighted, true_utility
 from lightning_t2drl.checks import Misfit, one_of, within
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.networks.actors.base import Actor
@@ -286,11 +286,18 @@ class ActorCriticAllocator(Allocator):
         return self.mean(errors.square(), state) * len(self.critics)
 
     def mean(self, value: Tensor, state: State) -> Tensor:
-        """Mean over states [*, b, 1], or over the users attached in them [*, b, U]."""
-        if self.scenario.one_crowd or not self.per_user:
+        """Mean over states [*, b, 1], or over the users attached in them [*, b, U].
+
+        As in what is reported, worlds count alike, so a cell that is a world of its own does, however few users it has.
+        Several cells of a world count by their users.
+        """
+        attached = state["attached"]
+        if self.scenario.one_crowd or value.shape[-1] != attached.shape[-1]:
             return value.mean()
-        attached = state["attached"].expand_as(value)
-        return (value * attached).sum() / attached.sum().clamp_min(1)
+        weight = attached.expand_as(value).to(value.dtype)
+        if self.scenario.cells == 1:
+            weight = weight / weight.sum(-1, keepdim=True).clamp_min(1)
+        return (value * weight).sum() / weight.sum().clamp_min(1)
 
     def actor_loss(self, state: State, noise: Tensor) -> Tensor:
         """What the actor minimises, see `objectives`, from noise of `objective_noise`."""
@@ -304,7 +311,7 @@ class ActorCriticAllocator(Allocator):
     def worth(self, state: State, shares: Tensor) -> Tensor:
         """The mean value of shares as the objective has it: by the critics, or the true utility."""
         if self.config.objective == "analytic":
-            return true_value(self.scenario, state, shares)
+            return self.mean(true_utility(self.scenario, state, shares), state)
         return self.mean(self.value(self.critics, state, shares), state)
 
     def objective_noise(self, state: State) -> Tensor:

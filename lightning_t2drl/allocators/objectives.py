@@ -36,12 +36,6 @@ def true_utility(scenario: Scenario, state: State, shares: Tensor) -> Tensor:
     return served["utility"] - curve.penalty * (late - late.detach())
 
 
-def true_value(scenario: Scenario, state: State, shares: Tensor) -> Tensor:
-    """Mean utility over all attached users of states [b]."""
-    attached = state["attached"]
-    return (true_utility(scenario, state, shares) * attached).sum() / attached.sum().clamp_min(1)
-
-
 def q_weighted(allocator: Any, state: State, noise: Tensor) -> Tensor:
     """Denoise towards the actor's own actions, weighted by how far the critics prefer them to the others.
 

@@ -150,6 +150,14 @@ def test_myopic_discount_keeps_no_targets_and_learns_the_reward():
     assert batch["reward"].shape == (16, 4)
 
 
+@pytest.mark.parametrize(("cells", "expected"), [(1, (1 + 9) / 2), (3, (1 * 1 + 3 * 9) / 4)])
+def test_worlds_count_alike_and_the_cells_of_a_world_by_their_users(cells, expected):
+    allocator = make("ddpg", SET, scenario=load_scenario("paper", users=4, cells=cells, active_users=[1, 4]))
+    attached = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 1], [0, 0, 0, 0]]) > 0
+    value = torch.tensor([1.0, 9.0, 100.0]).unsqueeze(-1).expand(3, 4)
+    assert allocator.mean(value, {"attached": attached}).item() == pytest.approx(expected)
+
+
 def test_saturation_penalty_acts_outside_the_unit_box_only():
     allocator = make("d3pg", MLP, EPSILON)
     batch = batch_for(allocator)
