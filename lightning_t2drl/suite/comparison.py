@@ -273,12 +273,30 @@ def probability_of_improvement(results: pd.DataFrame, suite: SuiteConfig) -> lis
                 continue
             point, bounds = bootstrapped({"pair": (x, y)}, share_ahead)
             low, high = np.asarray(bounds["pair"]).flatten()
-            least, most = difference_interval(x.mean(1), y.mean(1))
             lines.append(
                 f"- P({ours} > {theirs}) = {float(np.asarray(point['pair'])):.2f} [{low:.2f}, {high:.2f}]; "
-                f"difference of mean utility {x.mean() - y.mean():+.4f} [{least:+.4f}, {most:+.4f}]"
+                f"difference of mean utility {_difference(x.mean(1), y.mean(1))}"
             )
     return lines
+
+
+def _difference(ours: np.ndarray, theirs: np.ndarray) -> str:
+    least, most = difference_interval(ours, theirs)
+    return f"{ours.mean() - theirs.mean():+.4f} [{least:+.4f}, {most:+.4f}]"
+
+
+def differences_by_value(results: pd.DataFrame, suite: SuiteConfig) -> list[dict[str, str]]:
+    """Of a sweep, mean utility of the first learner less that of each other, a row per value; none of single runs."""
+    first, *others = suite.learners
+    trained = results[results["scheme"].isin(suite.learners)]
+    if suite.sweep is None or not others or trained["seed"].nunique() < 2:
+        return []
+    rows = []
+    for value, group in trained.groupby("value", sort=not suite.words):
+        utility = {scheme: own["utility"].to_numpy() for scheme, own in group.groupby("scheme")}
+        columns = {other: _difference(utility[first], utility[other]) for other in others}
+        rows.append({suite.sweep: shown(value)} | columns)
+    return rows
 
 
 def write_tables(
@@ -308,6 +326,13 @@ def write_tables(
         lines += ["", "Requests of each service, where several stand side by side:", "", *_table(by_service)]
     comparisons = probability_of_improvement(results, suite)
     lines += ["", *comparisons] if comparisons else []
+    if suite.learners and (differences := differences_by_value(results, suite)):
+        lines += [
+            "",
+            f"Mean utility of {next(iter(suite.learners))} less that of the others:",
+            "",
+            *_table(differences),
+        ]
     if suite.learners:
         write_atomically(directory / "gains.csv", improvements(results, suite).to_csv(index=False))
         lines += ["", *largest_improvements(results, suite)]

@@ -1,5 +1,7 @@
 """Tables of a suite from made-up results whose answers are known."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ from lightning_t2drl.run.schemas import LearnerConfig, SuiteConfig
 from lightning_t2drl.suite import comparison
 from lightning_t2drl.suite.comparison import (
     difference_interval,
+    differences_by_value,
     gathered_improvements,
     improvements,
     interval,
@@ -86,6 +89,14 @@ def test_gains_over_several_sweeps_are_searched_together(results, tmp_path):
         gains.assign(utility=factor * gains["utility"]).to_csv(tmp_path / name / "gains.csv", index=False)
     lines = gathered_improvements([tmp_path / "users-small", tmp_path / "storage-small"], SUITE)
     assert "- largest gain in utility: +300.00 % over rcars at env.users=5 (paper: up to +37.29 %)" in lines
+
+
+def test_by_value_the_first_learner_is_compared_with_each_other(results):
+    better = results[results["scheme"] == "ours"].assign(scheme="theirs", utility=lambda rows: rows["utility"] + 0.01)
+    suite = dataclasses.replace(SUITE, learners=SUITE.learners | {"theirs": LearnerConfig(experiment="t2drl_ddpg")})
+    rows = differences_by_value(pd.concat([results, better]), suite)
+    assert rows == [{"env.users": value, "theirs": "-0.0100 [-0.0100, -0.0100]"} for value in ("5", "40")]
+    assert differences_by_value(results, SUITE) == []
 
 
 def test_who_is_ahead_is_rliables_probability_of_improvement():
