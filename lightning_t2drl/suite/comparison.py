@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -384,7 +385,7 @@ def draw_comparison(results: pd.DataFrame, suite: SuiteConfig, directory: Path) 
         axes.set_xlabel(KEYS.get(suite.sweep, suite.sweep))
         axes.set_ylabel(QUANTITIES[column])
         if names:
-            axes.set_xticks(range(len(names)), [name.replace("_", "\n") for name in names])
+            axes.set_xticks(range(len(names)), [textwrap.fill(name.replace("_", " "), 12) for name in names])
         elif values.min() > 0 and values.max() / values.min() >= 20:
             axes.set_xscale("log")
         figure.draw_without_rendering()  # the layout has to be final before labels are placed

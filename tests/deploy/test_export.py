@@ -93,7 +93,7 @@ def made(name, directory):
     stored = torch.load(source, weights_only=True)
     parameters, generator = stored["state_dict"], torch.Generator().manual_seed(0)
     for key, value in parameters.items():
-        if key.startswith("cacher.network."):
+        if key.startswith("cacher.network.") and name != "sets":  # which is trained
             value += 0.5 * torch.randn(value.shape, generator=generator)
         if key.endswith("from_step"):
             parameters[key] = value[:STEPS]

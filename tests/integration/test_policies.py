@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from lightning_t2drl.allocators.exact import ExactAllocator, ExactConfig
+from lightning_t2drl.cachers.popular import PopularCacher, PopularConfig
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.loop.evaluation import evaluate
 from lightning_t2drl.run.api import load_policy
@@ -19,12 +21,12 @@ def test_they_are_small():
     assert files and all(file.stat().st_size <= 2**20 for file in files)
 
 
-@pytest.mark.parametrize("users", [5, 20, 80])
-def test_any_load_is_far_above_random_caching_at_any_load(users):
+@pytest.mark.parametrize("users", [5, 20, 80, 200])
+def test_any_load_is_above_popular_caches_with_the_exact_allocation_at_any_load(users):
     policy = load_policy(POLICIES / "t2drl-any-load", *SHORT, f"env.users={users}")
     ours = evaluate(policy.scenario, policy.cacher, policy.allocator, 8, 1)["utility"].mean()
-    random = evaluate(policy.scenario, *REFERENCES["rcars"](policy.scenario), 8, 1)["utility"].mean()
-    assert ours > random + {5: 0.02, 20: 0.2, 80: 0.2}[users]
+    rivals = PopularCacher(policy.scenario, PopularConfig()), ExactAllocator(policy.scenario, ExactConfig())
+    assert ours > evaluate(policy.scenario, *rivals, 8, 1)["utility"].mean()
 
 
 @pytest.mark.parametrize(
