@@ -1,6 +1,11 @@
 """Curves of quality over cost: what an agent from outside is measured by, the page, and that no run is repeated."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
 import pytest
+import yaml
 
 from benchmarks import agents, time_to_quality
 from benchmarks.time_to_quality import PAGE, POINTS, Point, finished, main
@@ -20,13 +25,15 @@ def test_an_agent_is_evaluated_along_the_way(agent, steps):
     assert all(0 < utility < 1 for utility in utilities) and len(set(utilities)) == 3
 
 
-def test_shares_are_of_the_oracle_in_the_world_that_is_trained_in(tmp_path):
-    few = ["env.frames_per_episode=1", "env.slots_per_frame=2", "env.users=3"]
-    usual, scarce = (
-        time_to_quality.references("quickstart", [*few, *more], False, 2, tmp_path / str(len(more)))["oracle"]
-        for more in ([], ["env.bandwidth_mhz=1"])
-    )
-    assert 0 < scarce < usual - 0.1
+def test_shares_are_of_the_oracle_in_the_world_that_is_trained_in(tmp_path, monkeypatch):
+    def evaluate(world, **_):
+        env = yaml.safe_load(Path(world.removeprefix("env=")).read_text())
+        rows = {"scheme": "a", "metric": "utility", "mean": env["users"] + env["bandwidth_mhz"]}
+        return SimpleNamespace(name="a", schemes=pd.DataFrame([rows]))
+
+    monkeypatch.setattr(time_to_quality, "evaluate", evaluate)
+    found = time_to_quality.references("t2drl_cells", ["env.bandwidth_mhz=5"], False, 2, tmp_path)
+    assert found == {"oracle": 75}  # of cells7 with its seventy users
 
 
 def test_runs_that_are_there_are_not_repeated(tmp_path, monkeypatch):

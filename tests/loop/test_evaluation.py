@@ -18,7 +18,11 @@ def test_the_first_episodes_are_the_same_however_many_are_played():
     assert not torch.isclose(few, other).any()
 
 
-@pytest.mark.parametrize("env", [["env=paper"], ["env=cells3", "env.users=9", "env.active_users=[6,9]"]], ids=str)
+@pytest.mark.parametrize(
+    "env",
+    [["env=paper", "env.users=4"], ["env=cells3", "env.cells=2", "env.users=5", "env.active_users=[4,5]"]],
+    ids=str,
+)
 def test_the_oracle_comes_with_the_bound_that_nobody_with_its_caches_exceeds(env, run_evaluate, capsys):
     small = [*env, "env.frames_per_episode=1", "env.slots_per_frame=3", "episodes=2", "references=[oracle]"]
     found = run_evaluate(*small, "cacher=popular", "allocator=equal")
