@@ -214,7 +214,6 @@ def references(experiment: str, overrides: list[str], agents: bool, episodes: in
     pairs = {"oracle": ("oracle", "exact")}
     if agents:
         pairs |= {"popular": ("popular", "exact"), "equal": ("popular", "equal")}
-    work.mkdir(exist_ok=True)
     world = work / f"{experiment}.yaml"
     world.write_text(OmegaConf.to_yaml(compose("train", [f"experiment={experiment}", *overrides]).config.env))
     found = {}

@@ -31,7 +31,7 @@ from lightning_t2drl.loop.checkpoints import (
 from lightning_t2drl.loop.distributed import is_rank_zero
 from lightning_t2drl.run.identity import Identity, Parent, new_identity, read_identity, write_identity
 from lightning_t2drl.run.loggers import CSV_FILES, check_files
-from lightning_t2drl.run.schemas import TrainConfig
+from lightning_t2drl.run.schemas import EnvConfig, TrainConfig
 
 Say = Callable[[str], None]
 
@@ -204,9 +204,15 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _different(one: Any, other: Any) -> list[str]:
-    """Dotted keys whose values differ."""
-    now, then = flatten(one), flatten(other)
+def _then(plain: dict[str, Any], stored: Any) -> dict[str, Any]:
+    """What a stored config said of each dotted key; a key of `env` that came later was as its default is."""
+    default = flatten({"env": OmegaConf.to_container(OmegaConf.structured(EnvConfig))})
+    return {key: default[key] for key in flatten(plain) if key in default} | flatten(stored)
+
+
+def _different(plain: dict[str, Any], stored: Any) -> list[str]:
+    """Dotted keys whose values differ from those of a stored config."""
+    now, then = flatten(plain), _then(plain, stored)
     return sorted(key for key in now.keys() | then.keys() if now.get(key) != then.get(key))
 
 
@@ -224,7 +230,7 @@ def _keep_schedules(config: TrainConfig, plain: dict[str, Any], content: dict[st
 def _check_compatible(plain: dict[str, Any], content: dict[str, Any], say: Say) -> None:
     """Refuse to resume with a config that would compute something else; name harmless differences."""
     stored = content[run_state.KEY]["config"]
-    now, then = flatten(plain), flatten(stored)
+    now, then = flatten(plain), _then(plain, stored)
     different = _different(plain, stored)
     harmless = [k for k in different if k.split(".")[0] in HARMLESS or k in HARMLESS_NESTED]
     breaking = [k for k in different if k not in harmless]

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from lightning_t2drl.allocators.actor_critic import ActorCriticAllocator
 from lightning_t2drl.errors import NonFiniteError, UserError
-from lightning_t2drl.loop.checkpoints import load_checkpoint
+from lightning_t2drl.loop.checkpoints import AtomicCheckpointIO, load_checkpoint
 from lightning_t2drl.system import load_scenario
 from lightning_t2drl.system.scenario_config import CONFIG_ROOT, build_scenario
 
@@ -102,6 +102,17 @@ def test_resume_refuses_another_problem_but_not_another_logger(run_train, tmp_pa
     with pytest.raises(UserError, match=r"allocator\.actor\.hidden.*env\.users"):
         run_train("frames=8", "resume=auto", "env.users=4", "allocator.actor.hidden=8", output_dir=tmp_path)
     run_train("frames=8", "resume=auto", "evaluation.every_n_frames=0", "logger.tags=[x]", output_dir=tmp_path)
+
+
+def test_a_run_from_before_a_key_of_the_world_goes_on_with_its_default_alone(run_train, tmp_path):
+    run_train(output_dir=tmp_path)
+    for path in (tmp_path / "checkpoints").glob("frame=*.ckpt"):
+        checkpoint = load_checkpoint(path)
+        del checkpoint["lightning_t2drl"]["config"]["env"]["active_users_spread"]
+        AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+    with pytest.raises(UserError, match=r"env\.active_users_spread \(linear then, log now\)$"):
+        run_train("frames=8", "resume=auto", "env.active_users_spread=log", output_dir=tmp_path)
+    assert run_train("frames=8", "resume=auto", output_dir=tmp_path)["frame"] == 8
 
 
 def test_env_group_and_load_scenario_agree(run_train, tmp_path):
