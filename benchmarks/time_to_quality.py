@@ -266,7 +266,9 @@ def main(arguments: list[str]) -> str:
                 code, more, training = contenders[side]
                 words = [f"seed={seed}", *along, *more, *parsed.overrides]
                 plan[Run(code, experiment, side, shlex.join(words))] = words, training
-        for run, (words, training) in plan.items():
+        missing = [run for run in plan if run not in runs]
+        for run in missing or list(plan)[-1:]:
+            words, training = plan[run]
             if run not in runs:
                 with tempfile.TemporaryDirectory(dir=work) as place:
                     runs[run] = training(run.experiment, words, Path(place))

@@ -28,8 +28,12 @@ class FrameProgress(L.Callback):
             console=self.console,
             refresh_per_second=2,
         )
+        every = pl_module.loop.log_every_n_frames
         self.task = self.progress.add_task(
-            "train", total=pl_module.frames, completed=pl_module.frame, status="warming up"
+            "train",
+            total=pl_module.frames,
+            completed=pl_module.frame,
+            status=f"figures every {every} frames",
         )
         self.progress.start()
 

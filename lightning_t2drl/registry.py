@@ -105,6 +105,12 @@ def class_of(values: Any, key: str) -> Any:
     return locate(values["_target_"], f"{key}._target_")
 
 
+def config_of(cls: type, values: Mapping[str, Any], key: str) -> Any:
+    """A section's values as the config of the class it names, which need not repeat that name; raises as `typed`."""
+    known = {field.name for field in dataclasses.fields(cls.Config)}  # type: ignore[attr-defined]
+    return typed(cls.Config, {k: v for k, v in values.items() if k != "_target_" or k in known}, key)  # type: ignore[attr-defined]
+
+
 def build(values: Mapping[str, Any], *args: Any, key: str = "_target_", needs: Sequence[str] = ()) -> Any:
     """Make the class that `values["_target_"]` names: `cls(*args, typed config)`.
 
@@ -118,7 +124,7 @@ def build(values: Mapping[str, Any], *args: Any, key: str = "_target_", needs: S
         UserError: there is no such class, its config cannot be, or it is made for another place.
     """
     cls = class_of(values, key)
-    config = typed(cls.Config, values, key)
+    config = config_of(cls, values, key)
     try:
         inspect.signature(cls).bind(*args, config)
     except TypeError as error:

@@ -150,7 +150,7 @@ def feeds_of(cell: Cell, situation: Mapping[str, Any], cache: NDArray[np.bool_])
     for key in ("input_mb", "output_mb"):
         try:
             bits.append(np.asarray(situation[key], np.float64) * MB)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise UserError(f"{key}: not an array of numbers") from None
     try:
         return cell.feeds(request, bits[0], bits[1], cache, **more)

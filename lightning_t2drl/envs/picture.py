@@ -35,6 +35,8 @@ def paint(
 ) -> Figure:
     """The slot as a figure: a map of stations and users, each joined to the station that serves it, and what each got.
 
+    Users and models are counted from 0.
+
     Args:
         scenario: the world's constants.
         slot: how many slots of the episode are over.
@@ -60,8 +62,8 @@ def paint(
         heights = [0.0] * scenario.users
         if served is not None:
             heights = (served["shares"][world].cpu().sum(0)[:, column] * limit).tolist()
-        axes[name].bar(range(1, scenario.users + 1), heights, color=[COLOURS[s] for s in source])
-        axes[name].set_ylabel("bandwidth, % of the cell's" if column == 0 else "denoising steps", fontsize=8)
+        axes[name].bar(range(scenario.users), heights, color=[COLOURS[s] for s in source])
+        axes[name].set_ylabel("bandwidth, %" if column == 0 else "denoising steps", fontsize=8)
         axes[name].tick_params(labelsize=7)
     axes["steps"].set_xlabel("user", fontsize=8)
     if served is not None:
@@ -80,8 +82,8 @@ def _map(
             (x, y), (to_x, to_y) = here[user].tolist(), sites[site[user]].tolist()
             colour = COLOURS[source[user]]
             ax.plot((x, to_x), (y, to_y), color=colour, linewidth=0.8, zorder=1)
-            ax.scatter([x], [y], s=30, color=colour, edgecolors="#d00000" if late[user] else "white", zorder=2)
-            ax.annotate(str(user + 1), (x, y), (3, 3), textcoords="offset points", fontsize=6)
+            ax.scatter([x], [y], s=40, color=colour, edgecolors="#d00000" if late[user] else "white", lw=1.5, zorder=2)
+            ax.annotate(str(user), (x, y), (3, 3), textcoords="offset points", fontsize=6)
     ax.scatter(sites[:, 0], sites[:, 1], marker="^", s=80, color="black", zorder=3)
     reach = scenario.area_radius * 1.05
     ax.set_xlim(centre[0].item() - reach, centre[0].item() + reach)
@@ -98,6 +100,6 @@ def _map(
 
 
 def _held(cache: Tensor) -> str:
-    """The models that the one cell holds, counted from 1."""
-    held = (cache[0].nonzero().flatten() + 1).tolist()
+    """The models that the one cell holds."""
+    held = cache[0].nonzero().flatten().tolist()
     return f", cached: {', '.join(map(str, held)) or 'none'}" if len(cache) == 1 and len(held) <= MODELS else ""

@@ -115,7 +115,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         DamagedCheckpoint: it is not what was written, or a parameter in it is NaN or infinite.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint")
+        others = in_order(path.parent) if path.stem == "best" else []
+        why = f"; the first evaluation after frame 0 makes it; there is {others[-1].name}" if others else ""
+        raise UserError(f"{path}: no such checkpoint{why}")
     try:
         checked = _verify(path)
         if not checked:  # no checkpoint, or one of before there were checksums; torch does not compare the archive's
@@ -161,6 +163,8 @@ def newest_good(directory: Path, say: Callable[[str], None]) -> tuple[Path, dict
 
 def resolve(path: str, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
     """A checkpoint by file, by its run's or its own directory, or by the names `last` and `best` in that directory."""
+    if not path:
+        raise UserError("the name of a checkpoint is empty; name a file or a run's directory")
     given = Path(path)
     if given.name == "last" and not given.exists():
         return newest_good(given.parent, say)

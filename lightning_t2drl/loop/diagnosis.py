@@ -75,6 +75,8 @@ def _decisions(scenario: Scenario, cells: TensorDict, following: TensorDict) -> 
 
 # -- in words
 
+WHERE = "measured in the first slot of worlds of its own:"
+
 
 class Progress(NamedTuple):
     """An evaluation along a run."""
@@ -90,29 +92,45 @@ NOISY = 0.7  # share of noise in an actor's spread that hides the state
 LOW = 0.6  # a correlation or cosine below which critics point nowhere in particular
 
 
-def signatures(measured: dict[str, float], curve: Sequence[Progress] = ()) -> list[str]:
+def unset(cacher: Cacher, allocator: Allocator) -> list[str]:
+    """The overrides that mended the published form (docs/deviations.md) and that these two policies are without."""
+    words = [f"{owner}.discount=0" for owner, policy in (("cacher", cacher), ("allocator", allocator))
+             if getattr(getattr(policy, "config", None), "discount", 0)]  # fmt: skip
+    critics = getattr(allocator, "critics", ())
+    networks = {"actor": getattr(getattr(allocator, "actor", None), "trunk", None), "critic": next(iter(critics), None)}
+    for part, key in (("critic", "per_user"), ("actor", "hits"), ("critic", "hits")):
+        if getattr(networks[part], key, True) is False:
+            words.append(f"allocator.{part}.{key}=true")
+    return words
+
+
+def signatures(measured: dict[str, float], curve: Sequence[Progress] = (), lacking: Sequence[str] = ()) -> list[str]:
     """The failures that the paper names, one line each with the likely cause; empty where there is none.
 
     Args:
         measured: of `diagnose`.
         curve: the run's evaluations in order.
+        lacking: of `unset`.
     """
     lines = []
     best = max(curve, key=lambda row: row.utility, default=None)
     if best is not None and curve[-1].utility < best.utility - FALLS * max(abs(best.utility), 0.1):
         lines.append(
             f"poor convergence: utility fell from {best.utility:.3f} at frame {best.frame} to "
-            f"{curve[-1].utility:.3f}; {_allocation_cause(measured) or _caching_cause(measured)}"
+            f"{curve[-1].utility:.3f}; {_allocation_cause(measured, lacking) or _caching_cause(measured, lacking)}"
         )
     elif len(curve) > 2 and all(abs(b.utility - a.utility) < 1e-9 for a, b in pairwise(curve)):
-        lines.append("poor convergence: utility never changed; too few frames for any update (loop.slot_warmup)")
+        few = "too few frames for any update (loop.slot_warmup, allocator.actor_warmup)"
+        lines.append(f"poor convergence: utility never changed; {few}")
     late, exact = measured["violation_ratio"], measured["violation_ratio_exact"]
     if late > exact + LATE:
-        cause = _allocation_cause(measured) or "the allocation is not yet learned (frames), or saw other loads"
+        cause = _allocation_cause(measured, lacking) or "the allocation is not yet learned (frames), or saw other loads"
         lines.append(f"late users: {late:.1%}, where exact allocation has {exact:.1%}; {cause}")
     hits, popular = measured["hit_ratio"], measured["hit_ratio_popular"]
     if hits < popular - FEW:
-        lines.append(f"few hits: {hits:.1%}, where popular caching has {popular:.1%}; {_caching_cause(measured)}")
+        lines.append(
+            f"few hits: {hits:.1%}, where popular caching has {popular:.1%}; {_caching_cause(measured, lacking)}"
+        )
     if measured["steps_below_floor"] > 0.02:
         lines.append(
             f"wasted steps: {measured['steps_below_floor']:.1%} of them go to hits below the floor; "
@@ -121,7 +139,7 @@ def signatures(measured: dict[str, float], curve: Sequence[Progress] = ()) -> li
     return lines
 
 
-def _allocation_cause(measured: dict[str, float]) -> str | None:
+def _allocation_cause(measured: dict[str, float], lacking: Sequence[str]) -> str | None:
     """What the actor or its critics suffer from."""
     if measured.get("chain_noise", 0) > NOISY and measured["actor_spread"] > 0.1:
         return (
@@ -129,20 +147,22 @@ def _allocation_cause(measured: dict[str, float]) -> str | None:
             "larger allocator.diffusion.epsilon_bound)"
         )
     if (correlation := measured.get("critic_correlation", 1)) < LOW:
-        return (
-            f"the critics hardly see the action (correlation {correlation:.2f} with the truth; more frames, or what is "
-            "not set yet of allocator.discount=0, allocator.critic.per_user=true, allocator.actor.hits=true and "
-            "allocator.critic.hits=true)"
-        )
+        more = _more(lacking, "allocator")
+        return f"the critics hardly see the action (correlation {correlation:.2f} with the truth; {more})"
     cosines = [measured[name] for name in ("critic_cosine_bandwidth", "critic_cosine_steps") if name in measured]
     if cosines and min(cosines) < LOW / 2:
         return f"the critics' gradient points elsewhere than the true one (cosine {min(cosines):.2f}; train longer)"
     return None
 
 
-def _caching_cause(measured: dict[str, float]) -> str:
+def _more(lacking: Sequence[str], owner: str) -> str:
+    """What may help one of the policies."""
+    return " or ".join(["more frames", *(word for word in lacking if word.startswith(f"{owner}."))])
+
+
+def _caching_cause(measured: dict[str, float], lacking: Sequence[str]) -> str:
     """What the cacher suffers from."""
     lost = measured["hit_ratio_popular"] - measured["hit_ratio"]
     if lost > 0:
-        return f"the cacher lets {lost:.1%} of hits slide (more frames, or cacher.discount=0 if it is not set)"
+        return f"the cacher lets {lost:.1%} of hits slide ({_more(lacking, 'cacher')})"
     return "neither actor, critics nor cacher explain it; compare seeds"

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from tensordict import TensorDict
 from torch import Tensor
 
 from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.cachers.base import Cacher
 from lightning_t2drl.envs import EdgeAIGCEnv
+from lightning_t2drl.errors import UserError
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def expect(value: Any, shape: Sequence[int], kinds: Sequence[torch.dtype], what: str) -> None:
+    """Refuse what a policy, which may be of the user's making, returned in another shape or kind.
+
+    Raises:
+        UserError: the line says what it is and what it must be.
+    """
+    if isinstance(value, Tensor):
+        if value.shape == torch.Size(shape) and value.dtype in kinds:
+            return
+        found = f"{list(value.shape)} of {value.dtype}"
+    else:
+        found = type(value).__name__
+    raise UserError(f"{what} returned {found}; needed is a tensor {list(shape)} of {kinds[0]}".replace("torch.", ""))
 
 
 class Slot(NamedTuple):
@@ -45,12 +64,14 @@ def frame(
     cells = env.observe()
     with networks():
         cache = cacher.decide(cells, explore)
+    expect(cache, cells["cache"].shape, (torch.bool,), f"cacher: {type(cacher).__name__}.decide")
     cells = env.latch(cache)
     state = allocator.state(cells)
     for _ in range(env.scenario.slots_per_frame):
         cacher.observe(cells)
         with networks():
             raw = allocator.act(state, explore)
+        expect(raw, (*cells["request"].shape, 2), FLOATS, f"allocator: {type(allocator).__name__}.act")
         following = env.play(raw)
         next_state = allocator.state(following)
         yield Slot(cache, raw, cells, state, following, next_state)

@@ -61,12 +61,16 @@ def load_policy(checkpoint: str | Path, *overrides: str, trust: Sequence[str] = 
         UserError: the checkpoint cannot be read, or does not fit the changes.
     """
     prepare_process()
+    if isinstance(trust, str):
+        raise UserError(f"trust: {trust!r}; it must be a list of modules, as in trust=[{trust!r}]")
     words = _words(overrides, {"checkpoint": str(checkpoint), "trust": list(trust)} | keys)
     name, scenario, cacher, allocator = load_policies(compose("evaluate", words))
     return TrainedPair(name, scenario, cacher.eval(), allocator.eval())
 
 
 def _words(overrides: Sequence[str], keys: dict[str, Any]) -> list[str]:
+    if wrong := [word for word in overrides if not isinstance(word, str)]:
+        raise UserError(f'{wrong[0]!r}: no word of the command line, such as "experiment=quickstart"')
     return [*overrides, *(word for key, value in keys.items() for word in as_override(key, value))]
 
 
@@ -84,6 +88,13 @@ class TrainedPair:
     scenario: Scenario
     cacher: Cacher
     allocator: Allocator
+
+    def __repr__(self) -> str:
+        """In short, without the scenario's tables."""
+        policies = f"{type(self.cacher).__name__} and {type(self.allocator).__name__}"
+        return (
+            f"<{type(self).__name__} {self.name}: {policies} on env={self.scenario.name}, {self.scenario.users} users>"
+        )
 
     def explain(self, situation: str | Path | Mapping[str, Any], seed: int = 0) -> dict[str, Any]:
         """What to cache in a situation, who gets what, how far that is from the bound, what the next-best cache costs.

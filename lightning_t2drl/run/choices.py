@@ -88,8 +88,11 @@ def file_choice(group: str, path: Path, nodes: Nodes, directories: Sequence[str]
     """
     try:
         content: Any = OmegaConf.to_container(OmegaConf.load(path))
-    except OSError as error:
-        raise UserError(f"{group}={path}: cannot be read ({error.strerror})") from None
+    except OSError as error:  # OmegaConf's own, of a file that holds a single value, has no reason
+        why = f"cannot be read ({error.strerror})" if error.strerror else "holds no keys"
+        raise UserError(f"{group}={path}: {why}") from None
+    except RecursionError:
+        raise UserError(f"{group}={path}: one of its aliases holds itself") from None
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise UserError(f"{group}={path}: no YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict):

@@ -45,7 +45,7 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "Play a checkpoint, or any pair of policies, beside RCARS and the oracle.",
-        "checkpoint=runs/t2drl/latest/checkpoints/best env.users=20",
+        "checkpoint=runs/quickstart/latest/checkpoints/best env.users=20",
         "lightning_t2drl.run.evaluate:run_evaluation",
     ),
     "benchmark": Command(
@@ -55,7 +55,7 @@ COMMANDS = {
     ),
     "export": Command(
         "Write a checkpoint's decisions as ONNX, to be run without PyTorch.",
-        "checkpoint=runs/t2drl/latest/checkpoints/best output_dir=policy",
+        "checkpoint=runs/quickstart/latest/checkpoints/best output_dir=policy",
         "lightning_t2drl.deploy.export:run_export",
     ),
     "compare": Command(
@@ -72,13 +72,13 @@ COMMANDS = {
     ),
     "explain": Command(
         "What to cache and how to split it in a situation, and why not otherwise.",
-        "checkpoint=runs/t2drl/latest/checkpoints/best examples/slot.json",
+        "checkpoint=runs/quickstart/latest/checkpoints/best examples/slot.json",
         "lightning_t2drl.run.explain:run_explain",
         takes="slot",
     ),
     "view": Command(
         "Every slot on one HTML page: map, split, delays, caches, what was lost.",
-        "checkpoint=runs/t2drl/latest/checkpoints/best episodes=10",
+        "checkpoint=runs/quickstart/latest/checkpoints/best episodes=10",
         "lightning_t2drl.run.view:run_view",
         takes="records",
     ),
@@ -96,7 +96,7 @@ COMMANDS = {
     ),
     "diagnose": Command(
         "Say what a run suffers from: noise, critics, wasted steps, hits, late users.",
-        "runs/t2drl/latest",
+        "runs/quickstart/latest",
         "lightning_t2drl.run.diagnose:run_diagnosis",
         takes="checkpoint",
     ),

@@ -364,6 +364,8 @@ def _explained(error: Exception, directories: Sequence[str]) -> Exception:
     text = str(error)
     if missing := re.search(r"Could not find '(.+)/(.*)'", text):
         return UserError(no_such_choice(missing[1], missing[2], directories))
+    if missing := re.search(r"In '(.+?)': Could not load '(.+)/(.*?)'", text):
+        return UserError(f"{missing[1]}: its defaults name {no_such_choice(missing[2], missing[3], directories)}")
     if missing := re.search(r"Could not (?:override|append to|delete from) '(.+?)'\.", text):
         return _NoSuchKeyError(missing[1])
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.strip().startswith("See http")]

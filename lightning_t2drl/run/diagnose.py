@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.loop.diagnosis import MEANINGS, Progress, diagnose, signatures
+from lightning_t2drl.loop.diagnosis import MEANINGS, WHERE, Progress, diagnose, signatures, unset
 from lightning_t2drl.run.compose import Composed
 from lightning_t2drl.run.evaluate import load_policies
 from lightning_t2drl.run.loggers import EVALUATIONS, read_csv
@@ -25,9 +25,10 @@ def run_diagnosis(composed: Composed) -> dict[str, float]:
     config, screen, path = composed.config, console(), composed.checkpoint[0]
     _, scenario, cacher, allocator = load_policies(composed)
     measured = diagnose(scenario, cacher, allocator, config.seed, config.worlds)
+    screen.print(WHERE)
     for name, value in measured.items():
         screen.print(f"{value:7.3f}  {name}: {MEANINGS[name]}", soft_wrap=True, highlight=False)
-    for line in signatures(measured, curve_of(path.resolve().parent.parent)) or [CLEAN]:
+    for line in signatures(measured, curve_of(path.resolve().parent.parent), unset(cacher, allocator)) or [CLEAN]:
         screen.print(line, soft_wrap=True)
     return measured
 
@@ -36,4 +37,7 @@ def curve_of(directory: Path) -> list[Progress]:
     """A run's evaluations, as far as its directory holds them."""
     path = directory / EVALUATIONS
     rows = read_csv(path)[1] if path.exists() else []
-    return [Progress(int(row["frame"]), float(row["utility"])) for row in rows if row.get("utility")]
+    try:
+        return [Progress(int(row["frame"]), float(row["utility"])) for row in rows if row.get("utility")]
+    except ValueError as error:
+        raise UserError(f"{path}: a frame or a utility in it is no number ({error})") from None

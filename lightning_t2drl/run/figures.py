@@ -98,7 +98,7 @@ def draw_map(scenario: Scenario, cacher: Cacher, allocator: Allocator, seed: int
 
 def _curve(axes: Axes, metrics: pd.DataFrame, evaluated: pd.DataFrame | None, column: str) -> list[End]:
     color, pale = PALETTE[0], "#7fb8d8"
-    axes.plot(metrics["frame"], metrics[column], color=pale, lw=1)
+    axes.plot(metrics["frame"], metrics[column], color=pale, lw=1, marker="." if len(metrics) == 1 else None)
     ends = [End(metrics["frame"].iloc[-1], metrics[column].iloc[-1], "training, with exploration", pale)]
     if evaluated is not None:
         mean, error = evaluated[column], evaluated[f"{column}_standard_error"]

@@ -9,14 +9,15 @@ from rich.console import Console
 
 from lightning_t2drl.files import as_json, write_atomically
 from lightning_t2drl.loop.checkpoints import in_order
-from lightning_t2drl.loop.diagnosis import diagnose, signatures
+from lightning_t2drl.loop.diagnosis import WHERE, diagnose, signatures, unset
 from lightning_t2drl.loop.two_timescale import TwoTimescaleModule
 from lightning_t2drl.run.diagnose import curve_of
 from lightning_t2drl.run.evaluate import RESULT, compare
 from lightning_t2drl.run.figures import draw_map, draw_run
 from lightning_t2drl.run.loggers import FrameWandbLogger
+from lightning_t2drl.run.resume import SUMMARY
 from lightning_t2drl.run.schemas import TrainConfig
-from lightning_t2drl.run.tables import improvement, schemes_table, services_table
+from lightning_t2drl.run.tables import improvement, improvement_line, schemes_table, services_table
 
 UNTRAINED = "nothing was learned, so there is nothing to diagnose: play more frames"
 
@@ -37,24 +38,25 @@ def finish_run(
             console.print(by_service, soft_wrap=False)
         ours, reference = results["schemes"][config.name], results["references"]["rcars"]
         for key, label in (("hit_ratio", "model hit ratio"), ("total_utility", "total utility")):
-            summary[f"{key}_improvement_percent"] = improvement(ours, reference, key)
-            console.print(
-                f"{label}: {summary[f'{key}_improvement_percent']:+.2f} % over random caching with equal split"
-            )
+            means = ours[key]["mean"], reference[key]["mean"]
+            summary[f"{key}_improvement_percent"] = improvement(*means)
+            console.print(improvement_line(label, *means))
         summary["total_utility"] = ours["total_utility"]["mean"]
         summary["hit_ratio"] = ours["hit_ratio"]["mean"]
         if config.evaluation.diagnosis:
             measured = diagnose(world, *pair, e.seed)
-            summary["diagnosis"] = measured | {"signatures": signatures(measured, curve_of(directory))}
+            found = signatures(measured, curve_of(directory), unset(*pair))
+            summary["diagnosis"] = measured | {"signatures": found}
             idle = module.gradient_steps == 0 and any(policy.learns for policy in pair)
-            for line in [UNTRAINED] if idle else summary["diagnosis"]["signatures"]:
+            for line in [UNTRAINED] if idle else [WHERE, *found] if found else []:
                 console.print(line, style="yellow", soft_wrap=True)
     figures = draw_run(directory, results) if config.figures else []
     if config.figures and module.scenario.cells > 1:
         world, pair = module.scenario.to("cpu"), (module.cacher.cpu(), module.allocator.cpu())
         figures.append(draw_map(world, *pair, config.evaluation.seed, directory / "figures" / "map.png"))
     console.print(
-        f"results in {directory}: " + ", ".join(sorted(p.name for p in directory.iterdir() if p.name[0] != "."))
+        f"results in {directory}: "
+        + ", ".join(sorted({SUMMARY, *(p.name for p in directory.iterdir() if p.name[0] != ".")}))
     )
     checkpoint = in_order(directory / "checkpoints")[-1] if config.logger.log_checkpoint else None
     final = {} if results is None else {k: v["mean"] for k, v in results["schemes"][config.name].items()}

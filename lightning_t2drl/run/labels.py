@@ -66,6 +66,9 @@ class Look(NamedTuple):
 REFERENCES = {"oracle": Look("#000000", "--", None), "rcars": Look("#777777", ":", None)}  # to compare with
 
 
+NEAR = 0.94  # of the axes' width: curves that end there end at the edge
+
+
 class End(NamedTuple):
     """The end of a curve, in data coordinates, and what is written there."""
 
@@ -118,6 +121,7 @@ def label_ends(axes: Axes, ends: Sequence[End]) -> None:
             "arrowstyle": "-",
             "color": end.color,
             "lw": 0.6,
+            "ls": "-" if x > NEAR else ":",  # from afar it must not look like more of the curve
             "shrinkA": 2,
             "shrinkB": 1,
             "relpos": (0, 0.5),

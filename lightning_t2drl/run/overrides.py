@@ -122,6 +122,8 @@ def as_override(key: str, value: Any) -> list[str]:
 
 
 def _written(value: Any) -> str:
+    if hasattr(value, "tolist"):  # numbers and arrays of NumPy and PyTorch
+        value = value.tolist()
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, (int, float)):

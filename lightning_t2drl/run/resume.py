@@ -142,6 +142,10 @@ def _newest(directory: Path, say: Say) -> Start:
         raise UserError(f"{directory}: holds no checkpoint that can be read")
     if identity is not None and identity.parent is not None:  # a branch that was killed before it had a checkpoint
         return _from_file(identity.parent.checkpoint, directory, say)
+    if SUMMARY in held:
+        raise UserError(
+            f"resume: {directory} holds a finished run, but none of its checkpoints; choose another output_dir"
+        )
     say(f"{directory} holds no checkpoint yet: beginning")
     return Start(identity or new_identity())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from math import isfinite
 from typing import Any
 
 from lightning_t2drl.checks import one_of, within
@@ -173,7 +174,7 @@ class SuiteConfig:
 
     def __post_init__(self) -> None:
         for place, value in enumerate(self.values):
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value):
                 self.values[place] = float(value)
             elif value not in self.words:
                 known = f", nor one of {', '.join(self.words)}" if self.words else ""

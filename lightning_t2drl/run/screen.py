@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from rich.console import Console
 
-from lightning_t2drl.loop.stored import leaves
-from lightning_t2drl.run.compose import compose
+from lightning_t2drl.run.compose import TARGET, compose
 from lightning_t2drl.run.overrides import parse, read
 from lightning_t2drl.run.schemas import TrainConfig
 
@@ -43,24 +43,45 @@ def opening(config: TrainConfig, plain: dict[str, Any], arguments: Sequence[str]
     }
     changes = changed(plain, arguments)
     if changes:
-        shown = [f"{key}={now} (not {then})" for key, (now, then) in list(changes.items())[:SHOWN_CHANGES]]
+        shown = changes[:SHOWN_CHANGES]
         more = len(changes) - len(shown)
         lines["changed"] = ("\n" + " " * 10).join([*shown, *([f"and {more} more, in config.yaml"] if more else [])])
     return "\n".join(f"{label:<10}{text}" for label, text in lines.items())
 
 
-def changed(plain: dict[str, Any], arguments: Sequence[str]) -> dict[str, tuple[Any, Any]]:
-    """Keys whose values differ from those of the chosen experiment alone: {key: (now, there)}."""
+def changed(plain: dict[str, Any], arguments: Sequence[str]) -> list[str]:
+    """What differs from the chosen experiment alone, as `KEY=NOW (not THERE)`; of an exchanged class its keys."""
     given = read(arguments)
     chosen = [str(o.input_line) for o in parse(given.overrides) if o.key_or_group in ("experiment", "hydra.searchpath")]
-    base = dict(leaves(_named(compose("train", [*(f"--config-dir={d}" for d in given.config_dirs), *chosen]).plain)))
-    now = dict(leaves(_named(plain)))
+    base = _flat(_named(compose("train", [*(f"--config-dir={d}" for d in given.config_dirs), *chosen]).plain))
+    now = _flat(_named(plain))
+    exchanged = tuple(
+        key.removesuffix(TARGET) for key in now if key.endswith(TARGET) and now[key] != base.get(key, now[key])
+    )
     told = ("output_dir", "name", "resume")  # said elsewhere
-    return {
-        key: (now.get(key, "absent"), base.get(key, "absent"))
-        for key in {**now, **base}
-        if key not in told and now.get(key, "absent") != base.get(key, "absent")
-    }
+    lines = []
+    for key in [key for key in {**now, **base} if key not in told]:
+        others = key.startswith(exchanged)  # the former class's keys are no matter of this one's
+        if key not in now and not others:
+            lines.append(f"~{key} (not {_shown(base[key])})")
+        elif key in now and (key not in base or now[key] != base[key]):
+            known = key in base and (key.endswith(TARGET) or not others)
+            lines.append(f"{key}={_shown(now[key])}" + (f" (not {_shown(base[key])})" if known else ""))
+    return lines
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys and values; lists stay whole."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = isinstance(value, Mapping)
+        found |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return found
+
+
+def _shown(value: Any) -> str:
+    """A value as it is typed."""
+    return yaml.safe_dump(value, default_flow_style=True, width=float("inf")).removesuffix("...\n").strip()
 
 
 def _named(plain: dict[str, Any]) -> dict[str, Any]:

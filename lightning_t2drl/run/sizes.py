@@ -8,11 +8,14 @@ from pathlib import Path
 
 import torch
 
+from lightning_t2drl.allocators.base import Allocator
+from lightning_t2drl.cachers.base import Cacher
 from lightning_t2drl.envs import EdgeAIGCEnv
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.loop.evaluation import on_own_randomness
 from lightning_t2drl.loop.two_timescale import LoopConfig, TwoTimescaleModule
 from lightning_t2drl.run.schemas import TrainConfig
+from lightning_t2drl.system.scenario import Scenario
 
 # Peak memory of played worlds, in multiples of their observation. Measured with 20,000 worlds and more it is 7 to 11,
 # and policies need memory besides: a run that is refused would not have fitted.
@@ -141,19 +144,29 @@ def check_learning(loop: LoopConfig) -> None:
                 )
 
 
-def idle_learners(config: TrainConfig, module: TwoTimescaleModule) -> list[str]:
-    """A line per policy that could learn but will not in this run: its warm-up outlasts it, or it takes no steps."""
-    loop, scenario = config.loop, module.scenario
+def idle_learners(config: TrainConfig, scenario: Scenario, cacher: Cacher, allocator: Allocator) -> list[str]:
+    """A line per network that could learn but will not in this run: its warm-up outlasts it, or it takes no steps."""
+    loop = config.loop
     frames = config.frames * config.env.num_envs * scenario.cells
     rows = {"cacher": ("frame", frames), "allocator": ("slot", frames * scenario.slots_per_frame)}
     lines = []
-    for owner, policy in module.policies():
+    for owner, policy in (("cacher", cacher), ("allocator", allocator)):
         timescale, played = rows[owner]
-        warmup = getattr(loop, f"{timescale}_warmup")
-        if policy.learns and not getattr(loop, f"updates_per_{timescale}"):
+        warmup, updates = getattr(loop, f"{timescale}_warmup"), getattr(loop, f"updates_per_{timescale}")
+        if not policy.learns:
+            continue
+        if not updates:
             lines.append(f"the {owner} learns nothing: loop.updates_per_{timescale}=0")
-        elif policy.learns and warmup > played:
+        elif warmup > played:
             lines.append(
                 f"the {owner} learns nothing: loop.{timescale}_warmup={warmup} rows, and this run plays {played}"
             )
+        elif owner == "allocator":
+            at_once = config.env.num_envs * scenario.cells
+            made = updates * (played // at_once - max(-(-warmup // at_once), 1) + 1)
+            waits = getattr(getattr(policy, "config", None), "actor_warmup", 0)
+            if waits >= made:
+                lines.append(
+                    f"the actor learns nothing: allocator.actor_warmup={waits} updates, and this run makes {made}"
+                )
     return lines

@@ -36,6 +36,7 @@ from lightning_t2drl.run.tables import plain_table
 from lightning_t2drl.system.catalogue import CONFIG_ROOT
 
 LOOK_FOR_PARENT = 1.0  # s between two checks that the parent process still lives
+BUSY = threading.Lock()  # held while a job runs
 
 
 def launch(task: Callable[[int], Any], count: int, launcher: Sequence[str]) -> list[Any]:
@@ -86,7 +87,8 @@ def _numbered(task: Callable[[int], Any], parent: int, config: DictConfig) -> An
     if os.getpid() != parent:
         _end_with_parent()
     try:
-        return task(int(config.job))
+        with BUSY:
+            return task(int(config.job))
     except (UserError, NonFiniteError) as error:
         return error
     except Exception as error:
@@ -101,6 +103,8 @@ def _end_with_parent() -> None:
         while os.getppid() == parent:
             time.sleep(LOOK_FOR_PARENT)
         os.kill(os.getpid(), signal.SIGTERM)
+        with BUSY:  # the run has saved its checkpoint; a worker of joblib's would wait for minutes for the next
+            os._exit(128 + signal.SIGTERM)
 
     if not any(thread.name == "parent" for thread in threading.enumerate()):  # one process may run several jobs
         threading.Thread(target=look, name="parent", daemon=True).start()

@@ -95,7 +95,16 @@ def share(ours: dict[str, Any], best: dict[str, Any]) -> float:
     return 100 * ours["utility"]["mean"] / best["utility"]["mean"]
 
 
-def improvement(ours: dict[str, Any], theirs: dict[str, Any], key: str) -> float:
-    """By how many percent the first mean exceeds the second; NaN over nothing."""
-    base = theirs[key]["mean"]
-    return 100 * (ours[key]["mean"] / base - 1) if base else float("nan")
+LEAST_BASE = 0.1  # of what exceeds it: over less than that, and over less than nothing, percents say nothing
+
+
+def improvement(ours: float, theirs: float) -> float:
+    """By how many percent the first exceeds the second; NaN where the second is not positive, or next to nothing."""
+    return 100 * (ours / theirs - 1) if theirs > max(0.0, LEAST_BASE * ours) else float("nan")
+
+
+def improvement_line(label: str, ours: float, theirs: float) -> str:
+    """The improvement as a line, as a difference where percents say nothing."""
+    percent = improvement(ours, theirs)
+    said = f"{ours - theirs:+.2f}" if percent != percent else f"{percent:+.2f} %"
+    return f"{label}: {said} over random caching with equal split"

@@ -86,7 +86,7 @@ def train(
         if ignored:
             screen.print(f"ignored: {', '.join(ignored)}, as this process is not one of several", style="yellow")
         start = choose(config, plain, directory, lambda text: screen.print(text, style="yellow"))
-        for line in idle_learners(config, module):
+        for line in idle_learners(config, scenario, cacher, allocator):
             screen.print(line, style="yellow")
         if start.finished:
             screen.print(f"{directory} is finished at frame {start.frame}; nothing is left to do")

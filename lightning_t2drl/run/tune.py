@@ -24,6 +24,7 @@ import yaml
 from omegaconf import OmegaConf
 from rich.text import Text
 
+from lightning_t2drl.building import build_policies
 from lightning_t2drl.errors import NonFiniteError, UserError
 from lightning_t2drl.files import write_atomically
 from lightning_t2drl.loop.stored import leaves
@@ -35,6 +36,7 @@ from lightning_t2drl.run.overrides import as_override, parse, read
 from lightning_t2drl.run.results_dir import RUNS
 from lightning_t2drl.run.schemas import TuneConfig
 from lightning_t2drl.run.screen import console
+from lightning_t2drl.run.sizes import idle_learners
 from lightning_t2drl.run.sweep import launch
 from lightning_t2drl.run.tables import plain_table
 from lightning_t2drl.run.train import train
@@ -42,6 +44,7 @@ from lightning_t2drl.run.train import train
 QUIET = ("resume=auto", "progress_bar=false", "figures=false", "evaluation.final_episodes=0")
 RANGE = ("key", "low", "high", "log", "choices")
 SHOWN = 5  # trials of the table
+LEAST_TRIALS = 10  # fewer that came to their end say nothing of what matters
 STUDY = "study.db"
 SEARCH = "search"  # attribute of a study: what it searches
 OWN = ("output_dir", *(word.partition("=")[0] for word in QUIET))  # keys that a search sets itself
@@ -94,6 +97,9 @@ def run_tune(composed: Composed) -> Tuning:
     screen.print(
         f"study {study.study_name} in {_url(config, directory)}: {done} of {config.trials} trials are finished"
     )
+    one = ends[-1].config
+    for line in idle_learners(one, *build_policies(one.env, one.cacher, one.allocator)):
+        screen.print(line, style="yellow", soft_wrap=True)
     job = partial(work, config, words, ranges, directory)
     here = ["hydra/launcher=joblib", f"hydra.launcher.n_jobs={config.workers}"]
     for outcome in launch(job, config.workers, here) if config.workers > 1 else [job(0)]:
@@ -286,7 +292,7 @@ def report(study: Any, words: Sequence[str], directory: Path, screen: Any) -> Tu
     path = write_experiment(words, best, study, directory)
     table = plain_table("key", "importance", "best value")
     for key, value in study.best_params.items():
-        table.add_row(*map(Text, (key, f"{weights[key]:.2f}" if key in weights else "-", _short(value))))
+        table.add_row(*map(Text, (key, _weight(weights, key), _short(value))))
     pruned = sum(t.state.name == "PRUNED" for t in finished)
     best_of = f"best utility {study.best_value:.4f} in trial {study.best_trial.number}"
     table.title = Text(f"{len(finished)} trials, {pruned} ended early; {best_of}")
@@ -294,8 +300,9 @@ def report(study: Any, words: Sequence[str], directory: Path, screen: Any) -> Tu
     top = trials.sort_values("utility", ascending=False).head(SHOWN)
     lines = [f"# Study {study.study_name}", "", f"{len(finished)} trials, {pruned} of them ended early.", "",
              "| key | importance | best value |", "| --- | --- | --- |"]  # fmt: skip
-    lines += [f"| {key} | {weights.get(key, float('nan')):.3f} | {_short(v)} |" for key, v in study.best_params.items()]
-    lines += ["", "The importance (PED-ANOVA) is the share of the variance among good trials that a key explains.", ""]
+    lines += [f"| {key} | {_weight(weights, key)} | {_short(value)} |" for key, value in study.best_params.items()]
+    lines += ["", "The importance (PED-ANOVA) is the share of the variance among good trials that a key explains, "
+              f"known from {LEAST_TRIALS} trials that were not ended early.", ""]  # fmt: skip
     lines += ["| " + " | ".join(top) + " |", "|" + " --- |" * len(top.columns)]
     lines += ["| " + " | ".join(map(_short, row)) + " |" for row in top.itertuples(index=False)]
     write_atomically(directory / "tune.md", "\n".join(lines) + "\n")
@@ -304,10 +311,16 @@ def report(study: Any, words: Sequence[str], directory: Path, screen: Any) -> Tu
     return Tuning(trials, best, path, directory)
 
 
+def _weight(weights: dict[str, float], key: str) -> str:
+    return f"{weights[key]:.2f}" if key in weights else "-"
+
+
 def importance(study: Any) -> dict[str, float]:
     """How much each key matters among good trials, summing to 1; nothing where there are too few trials to say."""
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
+    if len(study.get_trials(states=(_optuna().trial.TrialState.COMPLETE,))) < LEAST_TRIALS:
+        return {}
     try:
         return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
     except (ValueError, RuntimeError):

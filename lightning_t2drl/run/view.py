@@ -71,7 +71,7 @@ def run_view(composed: Composed) -> View:
         if (key := str(word.key_or_group)) not in OF_RECORDS:
             raise UserError(f"{key}: counts for nothing beside records, which hold what was played")
     with new_directory("view", config.output_dir) as directory:
-        title, records = "records", Path(config.records[0]) if config.records else directory / "records"
+        title, records = "records", _within(Path(config.records[0])) if config.records else directory / "records"
         if not config.records:
             title, scenario, cacher, allocator = load_policies(composed)
             oracle = OracleCacher(scenario, OracleConfig(slots=config.oracle_slots)) if config.oracle_slots else None
@@ -131,6 +131,16 @@ class Played:
     cache: Tensor  # bool [F, N, B, M]
     state: Tensor  # popularity state, int64 [F, N, B]
     oracle: Tensor | None  # the oracle's caches, as `cache`, where they were recorded
+
+
+def _within(directory: Path) -> Path:
+    """Records where they are, or the only ones of an evaluation's directory."""
+    inner = sorted(path for path in directory.glob("records/*") if path.is_dir())
+    if (directory / FILES[0]).exists() or not inner:
+        return directory
+    if len(inner) > 1:
+        raise UserError(f"{directory}: holds records of several schemes; name one of {', '.join(map(str, inner))}")
+    return inner[0]
 
 
 def read_played(directory: Path, episodes: int) -> Played:

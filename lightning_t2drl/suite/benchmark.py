@@ -227,7 +227,7 @@ class _Jobs:
     def _swept(self, value: Value) -> list[str]:
         if isinstance(value, str):
             return list(self.config.suite.words[value])
-        return [] if value is None else [f"{self.config.suite.sweep}={value:g}"]
+        return [] if value is None else [f"{self.config.suite.sweep}={shown(value)}"]
 
     def _composed(
         self,
@@ -347,9 +347,11 @@ def collect(jobs: Sequence[Job], suite: SuiteConfig) -> pd.DataFrame:
             for scheme in (suite.reference, suite.best)
         )
         for key in ("utility", "hit_ratio"):
-            same = best[key]["episodes"][: content["episodes"]]
+            of_best = best[key].get("episodes") or []
+            same = of_best[: content["episodes"]]
             row[f"{key}_played"] = row[key]
-            row[key] *= best[key]["mean"] / (sum(same) / len(same))
+            if len(same) < len(of_best) and row[key] is not None and sum(same):
+                row[key] *= best[key]["mean"] / (sum(same) / len(same))
             row |= {f"reference_{key}": reference[key]["mean"], f"best_{key}": best[key]["mean"]}
         rows.append(row)
     return pd.DataFrame(rows)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 from rich.text import Text
+from scipy import stats
 
 from lightning_t2drl.checks import nearest
 from lightning_t2drl.errors import UserError
@@ -28,7 +29,7 @@ from lightning_t2drl.run.tables import plain_table
 from lightning_t2drl.suite.comparison import difference_interval, interval, learning_curve
 from lightning_t2drl.suite.sources import Source, read_source
 
-NORMAL = 1.96  # standard errors to either side: 95 %
+LEVEL = 0.95
 SHOWN = ("utility", "hit_ratio", "violation_ratio")
 DIGITS = {"utility": 4, "hit_ratio": 3, "violation_ratio": 3}
 Groups = dict[str, list[Source]]
@@ -90,6 +91,8 @@ def gather(words: Sequence[str]) -> Groups:
         name, equals, place = word.partition("=")
         given = equals != "" and not Path(word).exists()  # checkpoints have = in their names
         pattern = place if given else word
+        if not pattern:
+            raise UserError(f"{word}: names no run; write NAME=PATH")
         paths = sorted(map(Path, glob.glob(pattern))) or [Path(pattern)]
         if not paths[0].exists():
             close = nearest(name, [field.name for field in fields(CompareConfig)]) if given else ""
@@ -114,9 +117,10 @@ def _place(path: Path) -> Path:
 
 
 def _references(groups: Groups) -> Groups:
-    """RCARS and the oracle as the first run has them that has them."""
+    """RCARS and the oracle as the first run has them that has them; none where runs met different worlds."""
     found: Groups = {}
-    for source in (source for sources in groups.values() for source in sources):
+    known = [source for sources in groups.values() for source in sources if source.references]
+    for source in known if len({source.played for source in known}) == 1 else []:
         for name, metrics in source.references.items():
             found.setdefault(name, [Source(name, source.path, metrics, source.played)])
     return found
@@ -132,16 +136,21 @@ def tidy(groups: Groups) -> pd.DataFrame:
     rows = []
     for metric in names:
         for name, sources in groups.items():
-            known = [s for s in sources if metric in s.metrics]
+            known = [s for s in sources if _knows(s, metric)]
             if not known:
                 continue
             value, low, high = estimate(known, metric)
             row = {"name": name, "metric": metric, "runs": len(known), "value": value, "low": low, "high": high}
-            base = [s for s in first if metric in s.metrics]
+            base = [s for s in first if _knows(s, metric)]
             if sources is not first and base:
                 row |= dict(zip(DIFFERENCE, difference(known, base, metric), strict=True))
             rows.append(row)
     return pd.DataFrame(rows, columns=["name", "metric", "runs", "value", "low", "high", *DIFFERENCE])
+
+
+def _knows(source: Source, metric: str) -> bool:
+    """Whether it has the metric; a service that nobody asked for has no mean."""
+    return source.metrics.get(metric, {}).get("mean") is not None
 
 
 DIFFERENCE = ("difference", "difference_low", "difference_high")
@@ -152,11 +161,20 @@ def estimate(sources: list[Source], metric: str) -> Interval:
     if len(sources) > 1:
         return interval(np.array([s.metrics[metric]["mean"] for s in sources]))
     entry = sources[0].metrics[metric]
-    return _normal(entry["mean"], entry.get("standard_error"))
+    return _around(entry["mean"], entry.get("standard_error"), _count(sources[0], metric))
 
 
-def _normal(mean: float, error: float | None) -> Interval:
-    spread = float("nan") if error is None else NORMAL * error
+def _count(source: Source, metric: str) -> float:
+    """How many episodes a run was evaluated on; infinitely many where nothing says so."""
+    told = source.metrics[metric].get("episodes") or (source.played[1:2] and range(source.played[1]))
+    return len(told) if told else float("inf")
+
+
+def _around(mean: float, error: float | None, episodes: float) -> Interval:
+    """Student's interval of a mean over episodes."""
+    if error is None or episodes < 2:
+        return mean, float("nan"), float("nan")
+    spread = float(stats.t.ppf((1 + LEVEL) / 2, episodes - 1)) * error
     return mean, mean - spread, mean + spread
 
 
@@ -172,9 +190,10 @@ def difference(ours: list[Source], theirs: list[Source], metric: str) -> Interva
     mine, its = (s.metrics[metric] for s in (one, other))
     if mine.get("episodes") and its.get("episodes") and one.played == other.played:
         each = np.subtract(mine["episodes"], its["episodes"])
-        return _normal(mean, each.std(ddof=1) / len(each) ** 0.5 if len(each) > 1 else None)
+        return _around(mean, each.std(ddof=1) / len(each) ** 0.5 if len(each) > 1 else None, len(each))
     errors: list[Any] = [mine.get("standard_error"), its.get("standard_error")]
-    return _normal(mean, None if None in errors else float(np.hypot(*errors)))
+    fewest = min(_count(source, metric) for source in (one, other))
+    return _around(mean, None if None in errors else float(np.hypot(*errors)), fewest)
 
 
 # -- what is shown
@@ -191,6 +210,8 @@ def notes(groups: Groups) -> list[str]:
         lines.append(
             f"not all met the same worlds (scenario; episodes; seed; users; digest of the scenario): {' | '.join(said)}"
         )
+        if len({s.played for sources in groups.values() for s in sources if s.references}) > 1:
+            lines.append("rcars and oracle differ between them and are left out")
     return lines
 
 
@@ -285,7 +306,7 @@ def _draw_curves(curves: dict[str, list[pd.DataFrame]], groups: Groups, x: str, 
             own = [t.set_index(x)[column].rename(str(i)) for i, t in enumerate(tables) if x in t and column in t]
             if own and len(curve := pd.concat(own, axis=1).dropna()):
                 ends.append(learning_curve(axes, curve, scheme_name(name), look[name]))
-        for name in (name for name in groups if name in REFERENCES and name not in curves):
+        for name in (n for n in groups if n in REFERENCES and n not in curves and _knows(groups[n][0], column)):
             ends.append(across(axes, name, groups[name][0].metrics[column]["mean"]))
         axes.set_xlabel(QUANTITIES[x])
         axes.set_ylabel(QUANTITIES[column])

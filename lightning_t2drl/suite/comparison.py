@@ -31,7 +31,7 @@ from lightning_t2drl.run.labels import (
     scheme_name,
 )
 from lightning_t2drl.run.schemas import SuiteConfig
-from lightning_t2drl.run.tables import plain_table
+from lightning_t2drl.run.tables import improvement, plain_table
 
 REPETITIONS = 2000
 ACROSS = 3  # panels of a figure side by side
@@ -63,15 +63,19 @@ def _cells(values: np.ndarray, digits: int) -> str:
 
 
 def _gain(ours: np.ndarray, theirs: np.ndarray) -> str:
-    """By how many percent one mean exceeds another; nothing where the other is not positive."""
-    if theirs.min() <= 0:
-        return "-"
-    return f"{round(100 * ((ours / theirs).mean() - 1), 2) + 0.0:+.2f} %"  # no sign on what rounds to zero
+    """By how many percent one mean exceeds another; nothing where `improvement` knows none."""
+    percent = np.mean([improvement(*pair) for pair in zip(ours, theirs, strict=True)])
+    return "-" if np.isnan(percent) else f"{round(percent, 2) + 0.0:+.2f} %"  # no sign on what rounds to zero
 
 
 def shown(value: Any) -> str:
-    """A swept value as it is written: a number in short, a name as it is."""
-    return value if isinstance(value, str) else f"{value:g}"
+    """A swept value as it is written: a number as short as it can be without becoming another, a name as it is."""
+    if isinstance(value, str):
+        return value
+    text = f"{value:g}"
+    if float(text) != value or "e" in text:
+        text = str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))
+    return text
 
 
 def loading_costs(results: pd.DataFrame) -> bool:
@@ -176,7 +180,7 @@ LABELS = {"utility": "utility", "hit_ratio": "hit ratio"}
 def improvements(results: pd.DataFrame, suite: SuiteConfig) -> pd.DataFrame:
     """By how many percent the first learner exceeds each other scheme but the best, in means over seeds.
 
-    Not a number where that mean is not positive.
+    Not a number where that mean is not positive, or next to nothing.
 
     Returns:
         Columns `scheme`, `place` (the swept value, as a key), `utility` and `hit_ratio`.
@@ -185,8 +189,7 @@ def improvements(results: pd.DataFrame, suite: SuiteConfig) -> pd.DataFrame:
     means = results.groupby(["scheme", "value"], sort=False, dropna=False)[list(LABELS)].mean()
     parts = []
     for scheme in [s for s in dict.fromkeys(results["scheme"]) if s not in (ours, suite.best)]:
-        theirs = means.loc[scheme]
-        gain = (100 * (means.loc[ours] / theirs.where(theirs > 0) - 1)).reset_index()  # no share of zero
+        gain = means.loc[ours].combine(means.loc[scheme], lambda a, b: a.combine(b, improvement)).reset_index()
         gain.insert(0, "scheme", scheme)
         gain.insert(1, "place", [f"{suite.sweep}={shown(v)}" if suite.sweep else "" for v in gain.pop("value")])
         parts.append(gain)
@@ -204,7 +207,8 @@ def largest_improvements(results: pd.DataFrame, suite: SuiteConfig) -> list[str]
                 most = known.loc[known[key].idxmax()]
                 parts.append(f"{label} {most[key]:+.2f} %" + (f" at {most['place']}" if most["place"] else ""))
         ours = next(iter(suite.learners))
-        lines.append(f"- {ours} over {scheme}{', at most' if suite.sweep else ''}: {', '.join(parts)}")
+        if parts:
+            lines.append(f"- {ours} over {scheme}{', at most' if suite.sweep else ''}: {', '.join(parts)}")
     return lines
 
 

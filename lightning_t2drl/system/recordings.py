@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -134,14 +135,30 @@ def _read(label: str, path: Path, changed: int) -> tuple[pd.DataFrame, str]:
     """The file's table and a digest of its content; read once while it does not change."""
     try:
         digest = hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
-        table = pd.read_parquet(path) if path.suffix in PARQUET else pd.read_csv(path, skipinitialspace=True)
+        table = pd.read_parquet(path) if path.suffix in PARQUET else _read_csv(label, path)
         return table, digest
+    except UserError:
+        raise
     except pd.errors.EmptyDataError:
         raise UserError(f"{label} is empty") from None
     except ImportError:
         raise UserError(f'{label}: pyarrow is not installed; pip install "lightning-t2drl[records]"') from None
     except (OSError, ValueError) as error:  # of other libraries, too: ParserError, UnicodeDecodeError, ArrowInvalid
         raise UserError(f"{label} is no table that can be read ({next(iter(str(error).splitlines()), '')})") from None
+
+
+def _read_csv(label: str, path: Path) -> pd.DataFrame:
+    """A table whose columns are named once, and whose rows are as long as its header."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)
+        try:
+            table = pd.read_csv(path, skipinitialspace=True, index_col=False)
+        except pd.errors.ParserWarning:
+            raise UserError(f"{label}: its rows have more fields than its header") from None
+    names = pd.read_csv(path, skipinitialspace=True, header=None, nrows=1, dtype=str).iloc[0]
+    if len(twice := names[names.duplicated()].dropna()):
+        raise UserError(f"{label} has two columns {twice.iloc[0]!r}")
+    return table
 
 
 def whole_slots(seconds: Array, start: float | None, slot_seconds: float) -> Array:

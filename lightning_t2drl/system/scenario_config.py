@@ -16,7 +16,7 @@ from yaml import YAMLError
 
 from lightning_t2drl.checks import one_of
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.registry import class_of, typed
+from lightning_t2drl.registry import class_of, config_of, typed
 from lightning_t2drl.system.catalogue import BITS_PER_GB, BITS_PER_MB, CONFIG_ROOT, read_catalogue
 from lightning_t2drl.system.cells import reuse_colours, station_sites
 from lightning_t2drl.system.keys import OBSERVATIONS, PARTS, ScenarioConfig, ServiceConfig, refuse_idle
@@ -205,9 +205,10 @@ def build_scenario(config: ScenarioConfig) -> Scenario:
     for key in ("input_mb", "output_mb"):
         check.interval(key)
     for key in ("bandwidth_mhz", "site_distance", "radius", "min_distance", "backhaul_mbps", "step_budget", "deadline"):
-        check.scalar(key, minimum=0.0, exclusive=True, maximum=1e12)
-    for key in ("user_power_dbm", "station_power_dbm", "noise_density_dbm_hz", "rician_factor_db"):
+        check.scalar(key, minimum=1e-6, maximum=1e12)  # less would leave what float32 can hold
+    for key in ("user_power_dbm", "station_power_dbm", "rician_factor_db"):
         check.scalar(key, minimum=-300.0, maximum=150.0)
+    check.scalar("noise_density_dbm_hz", minimum=-300.0, maximum=0.0)
     if config.edge_link_mbps is not None:
         check.scalar("edge_link_mbps", minimum=0.0, exclusive=True)
     check.scalar("hysteresis_db", minimum=0.0, maximum=100.0)
@@ -416,7 +417,7 @@ class _Check:
         key = f"env.{name}"
         if isinstance(values, str):
             raise UserError(f"{key}: {values!r} is no group of keys; choose with env/{name}={values}")
-        return {**asdict(typed(class_of(values, key).Config, values, key)), "_target_": values["_target_"]}
+        return {**asdict(config_of(class_of(values, key), values, key)), "_target_": values["_target_"]}
 
     def service(self, models: int) -> dict[str, Tensor]:
         out: dict[str, list[float]] = {}

@@ -1,5 +1,6 @@
 """The public names: what the command line does, from Python."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -9,7 +10,27 @@ import torch
 
 import lightning_t2drl
 from lightning_t2drl import EdgeAIGCEnv, UserError, evaluate, load_policy, load_scenario, train
+from lightning_t2drl.registry import config_of
+from lightning_t2drl.run.overrides import as_override
 from tests.conftest import TINY
+
+
+class Mine:
+    @dataclasses.dataclass
+    class Config:
+        width: int = 1
+
+
+def test_a_config_of_ones_own_need_not_name_its_class():
+    assert config_of(Mine, {"_target_": "mine.Mine", "width": 3}, "allocator") == Mine.Config(3)
+    with pytest.raises(UserError, match=r"allocator\.widht: no such key"):
+        config_of(Mine, {"_target_": "mine.Mine", "widht": 3}, "allocator")
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert as_override("env.alpha", np.float64(0.3)) == ["env.alpha=0.3"]
+    assert as_override("env.input_mb", np.array([5, 6.5])) == ["env.input_mb=[5.0,6.5]"]
+    assert as_override("env.users", torch.tensor(3)) == ["env.users=3"]
 
 
 def test_train_evaluate_and_decide(tmp_path):
@@ -45,6 +66,10 @@ def test_mistakes_raise_and_write_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"env\.user: no such key; the nearest is env\.users"):
         train(env={"user": 3})
+    with pytest.raises(UserError, match=r'^3: no word of the command line, such as "experiment=quickstart"$'):
+        train(3)
+    with pytest.raises(UserError, match=r"^trust: 'os'; it must be a list of modules, as in trust=\['os'\]$"):
+        load_policy("nowhere", trust="os")
     with pytest.raises(UserError, match=r"nowhere: no such checkpoint"):
         load_policy("nowhere")
     assert list(tmp_path.iterdir()) == []

@@ -74,7 +74,7 @@ def test_several_cells_are_asked_what_their_links_do_to_them(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_its_workers_end_with_it(number, tmp_path):
-    endless = ["suite=headline", "suite.gather=[]", "suite.seeds_small=4", "suite.frames_small=1000000", "workers=1"]
+    endless = ["suite=headline", "suite.gather=[]", "suite.seeds_small=4", "suite.frames_small=1000000", "workers=2"]
     said = tmp_path / "said"
     os.mkfifo(said)
     suite = start([*endless, f"output_dir={tmp_path}/out"], said, command="benchmark")

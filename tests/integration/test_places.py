@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 
+import pandas as pd
 import pytest
 from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment, TorchElasticEnvironment
 
@@ -162,3 +163,12 @@ def test_what_would_fit_fits(run_train, tmp_path, monkeypatch):
 def test_a_run_too_short_to_learn_says_so(run_train, tmp_path, capsys):
     run_train("frames=1", "loop.slot_warmup=20", output_dir=tmp_path)
     assert "the allocator learns nothing: loop.slot_warmup=20 rows, and this run plays 12" in capsys.readouterr().out
+    run_train("frames=4", "allocator.actor_warmup=10", "evaluation.every_n_frames=4", output_dir=tmp_path / "waits")
+    assert (
+        "the actor learns nothing: allocator.actor_warmup=10 updates, and this run makes 10" in capsys.readouterr().out
+    )
+    names = pd.read_csv(tmp_path / "waits" / "metrics.csv").dropna(axis=1)
+    assert "allocator/critic_loss" in names and "allocator/actor_loss" not in names
+    run_train("frames=4", "allocator.actor_warmup=9", output_dir=tmp_path / "moves")
+    assert "learns nothing" not in capsys.readouterr().out
+    assert "allocator/actor_loss" in pd.read_csv(tmp_path / "moves" / "metrics.csv")

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.survival import PHASES, RUN, checkpoint_cost, compare, finish, newest, start, survive
 from lightning_t2drl.callbacks import FrameProgress
+from lightning_t2drl.errors import UserError
 from lightning_t2drl.loop.checkpoints import AtomicCheckpointIO, in_order, load_checkpoint
 from lightning_t2drl.loop.records import Recorder
 from tests.limits import seconds
@@ -60,6 +61,18 @@ def test_killed_after_its_last_frame_only_its_end_is_left(run_train, tmp_path):
     summary = run_train(*arguments, "resume=auto")
     assert summary["frame"] == newest(tmp_path) == 6
     assert [path.read_bytes() for path in files] == before
+
+
+def test_a_finished_run_whose_checkpoints_are_gone_is_not_begun_anew(run_train, tmp_path):
+    run_train(output_dir=tmp_path)
+    for path in (tmp_path / "checkpoints").iterdir():
+        path.unlink()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(
+        UserError, match=r"^resume: .* holds a finished run, but none of its checkpoints; choose another"
+    ):
+        run_train("resume=auto", "seed=5", output_dir=tmp_path)
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])

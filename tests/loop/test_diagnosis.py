@@ -1,15 +1,18 @@
 """What is measured of actors and critics, what is said of it, and that a run does not notice."""
 
+import pytest
 import torch
 
 from lightning_t2drl.allocators.diagnosis import actor_and_critics
 from lightning_t2drl.allocators.exact import ExactAllocator, ExactConfig
 from lightning_t2drl.allocators.objectives import true_utility
+from lightning_t2drl.building import build_policies
 from lightning_t2drl.cachers.popular import PopularCacher, PopularConfig
 from lightning_t2drl.envs import EdgeAIGCEnv
 from lightning_t2drl.loop.checkpoints import in_order, load_checkpoint
-from lightning_t2drl.loop.diagnosis import Progress, diagnose, signatures
+from lightning_t2drl.loop.diagnosis import Progress, diagnose, signatures, unset
 from lightning_t2drl.run.cli import main
+from lightning_t2drl.run.compose import compose
 from tests.allocators.test_kinds import make
 
 GOOD = {
@@ -71,6 +74,22 @@ def test_each_signature_has_one_line_with_its_cause():
     assert signatures(GOOD, fell[:2]) == []
     for line, changed in cases.items():
         assert any(line in said for said in signatures(GOOD | changed, fell)), line
+
+
+@pytest.mark.parametrize(("experiment", "lacking"), [
+    ("t2drl", []),
+    ("t2drl_literal", ["cacher.discount=0", "allocator.discount=0", "allocator.critic.per_user=true",
+                       "allocator.actor.hits=true", "allocator.critic.hits=true"]),
+])  # fmt: skip
+def test_a_line_advises_what_is_not_set_yet(experiment, lacking):
+    config = compose("train", [f"experiment={experiment}"]).config
+    found = unset(*build_policies(config.env, config.cacher, config.allocator)[1:])
+    assert found == lacking
+    few, blind = signatures(GOOD | {"hit_ratio": 0.4, "violation_ratio": 0.3, "critic_correlation": 0.2}, (), found)[
+        ::-1
+    ]
+    assert few.endswith(f"slide ({' or '.join(['more frames', *lacking[:1]])})")
+    assert blind.endswith(f"truth; {' or '.join(['more frames', *lacking[1:]])})")
 
 
 def test_a_pair_that_learns_nothing_is_diagnosed_too():

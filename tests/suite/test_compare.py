@@ -43,8 +43,30 @@ def test_episodes_on_the_same_worlds_are_compared_pair_by_pair(here):
     ours = found.table.set_index("name").loc["ours"]
     assert (ours["value"], ours["difference"]) == (pytest.approx(0.62), pytest.approx(0.02))
     each = np.array([0.01, 0.02, 0.03])
-    assert ours["difference_high"] - ours["difference"] == pytest.approx(1.96 * each.std(ddof=1) / 3**0.5)
+    assert ours["difference_high"] - ours["difference"] == pytest.approx(4.3027 * each.std(ddof=1) / 3**0.5, rel=1e-4)
     assert "| ours | 1 | 0.6200" in (here / "c" / "comparison.md").read_text()
+
+
+def test_references_of_different_worlds_are_left_out(here):
+    worse = {"references": {"rcars": {"utility": {"mean": 0.3, "standard_error": 0.1}}}}
+    evaluation(here / "d", [0.5, 0.6, 0.7], **worse)
+    evaluation(here / "e", [0.5, 0.6, 0.7], **worse)
+    assert "rcars" in set(run("compare", ["p=d", "q=e", "figures=false", "output_dir=c"]).table["name"])
+    (here / "f").mkdir()
+    (here / "f" / "evaluation.json").write_text(
+        (here / "e" / "evaluation.json").read_text().replace('"seed": 1', '"seed": 2')
+    )
+    assert set(run("compare", ["p=d", "q=f", "figures=false", "output_dir=g"]).table["name"]) == {"p", "q"}
+    assert "- rcars and oracle differ between them and are left out" in (here / "g" / "comparison.md").read_text()
+
+
+def test_a_service_that_nobody_asked_for_has_no_mean_and_is_left_out(here):
+    metric = {"mean": None, "standard_error": None, "episodes": []}
+    content = json.loads((here / "b" / "evaluation.json").read_text())
+    content["schemes"]["t2drl"] |= {"hit_ratio/text": metric, "hit_ratio": metric}
+    (here / "b" / "evaluation.json").write_text(json.dumps(content))
+    table = run("compare", ["p=a", "q=b", "output_dir=c"]).table
+    assert set(table["metric"]) == {"utility"} and "| q | 1 | 0.6200" in (here / "c" / "comparison.md").read_text()
 
 
 def test_a_name_given_twice_is_one_scheme_and_nameless_twins_keep_their_paths(here):

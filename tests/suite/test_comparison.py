@@ -7,8 +7,11 @@ import pandas as pd
 import pytest
 from rliable import metrics
 
+from lightning_t2drl.run.compose import compose
 from lightning_t2drl.run.schemas import LearnerConfig, SuiteConfig
+from lightning_t2drl.run.tables import improvement, improvement_line
 from lightning_t2drl.suite import comparison
+from lightning_t2drl.suite.benchmark import collect, make_jobs
 from lightning_t2drl.suite.comparison import (
     difference_interval,
     differences_by_value,
@@ -18,6 +21,7 @@ from lightning_t2drl.suite.comparison import (
     largest_improvements,
     service_rows,
     share_ahead,
+    shown,
     summary_rows,
 )
 
@@ -80,6 +84,45 @@ def test_no_share_of_what_is_not_positive(results):
     assert largest_improvements(results, SUITE) == [
         "- ours over rcars, at most: utility +150.00 % at env.users=5, hit ratio +0.00 % at env.users=5"
     ]
+
+
+def test_percents_over_next_to_nothing_are_not_told():
+    assert improvement(3.0, 2.0) == pytest.approx(50) and improvement(1.0, 2.0) == pytest.approx(-50)
+    assert improvement_line("utility", 3.0, 2.0).startswith("utility: +50.00 % over")
+    for base in (-20.0, 0.0, 0.29):
+        assert np.isnan(improvement(3.0, base))
+    assert improvement_line("utility", -35.6, -21.28).startswith("utility: -14.32 over")
+
+
+@pytest.mark.parametrize(("value", "text"), [
+    (0.3, "0.3"), (10.0, "10"), (10.00001, "10.00001"), (1e6, "1000000"), (1234567.0, "1234567"), (1e-5, "1e-05"),
+    (1 / 3, repr(1 / 3)), ("umi", "umi"), (1e300, "1e+300"),
+])  # fmt: skip
+def test_swept_values_are_written_whole(value, text):
+    assert shown(value) == text and (isinstance(value, str) or float(text) == value)
+    config = (
+        compose("benchmark", ["suite=users", f"suite.values=[{value}]"]).config if value in (0.3, 10.00001) else None
+    )
+    assert config is None or any(f"env.users={text}" in job.words for job in make_jobs(config))
+
+
+def test_a_best_scheme_that_brought_nothing_breaks_no_page():
+    @dataclasses.dataclass(frozen=True)
+    class Done:
+        scheme: str
+        utility: tuple
+        value: None = None
+        seed: None = None
+        trains: bool = False
+
+        def found(self):
+            known = [u for u in self.utility if u is not None]
+            entry = {"mean": sum(known) / len(known) if known else None, "episodes": list(self.utility)}
+            schemes = {"it": {"utility": entry, "hit_ratio": entry}}
+            return {"evaluation": {"episodes": len(self.utility), "name": "it", "schemes": schemes}}
+
+    table = collect([Done("rcars", (0.0, 0.0)), Done("oracle", (0.0, 0.4)), Done("slow", (0.2,))], SUITE)
+    assert table["utility"].tolist() == [0.0, 0.2, 0.2]  # nothing to scale by
 
 
 def test_gains_over_several_sweeps_are_searched_together(results, tmp_path):

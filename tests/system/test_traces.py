@@ -192,6 +192,8 @@ BAD = {
     "cell": ("slot,model,cell\n0,1,1\n", r"t\.csv, row 1: cell 1 is not a whole number from 0 to 0 \(env\.cells\)$"),
     "user": ("slot,model,user\n0,1,10\n", r"t\.csv, row 1: user 10 is not a whole number from 0 to 9 \(env\.users\)$"),
     "too much": ("slot,model,user\n" + "0,1,0\n" * 103, r"t\.csv, row 102: waits more than 100 slots"),
+    "more fields than columns": ("slot,model\n0,1,5\n1,1,5\n", r"t\.csv: its rows have more fields than its header$"),
+    "a column twice": ("slot,slot,model\n0,0,1\n", r"t\.csv has two columns 'slot'$"),
     "no table": (b"\x80\x00\xff", r"t\.csv is no table that can be read \("),
     "too short": ("slot,model\n0,1\n", r"^env\.frames_per_episode: an episode takes 6 slots, .* lasts 1$"),
     "nothing to train on": ("slot,model\n0,1\n7,1\n", r"^env\.demand\.held_out: no episode of 6 slots is left for tr"),
@@ -221,6 +223,9 @@ def test_a_recording_has_its_own_popularity(key, tmp_path):
 def test_names_of_models_may_be_numbers(tmp_path):
     names = [str(9 - model) for model in range(10)]
     file = write(tmp_path / "t.csv", "slot,model\n" + "".join(f"{slot},{slot % 10}\n" for slot in range(20)))
+    file.write_text(
+        file.read_text().replace("model\n", "model,\n").replace("\n", ",\n").replace(",,", ",")
+    )  # some end so
     asked = played(file, keys={"models": names}, users=1, **SHORT).requests.request_table
     assert asked[:12, 0].tolist() == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 9, 8]
 
