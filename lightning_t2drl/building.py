@@ -33,4 +33,8 @@ def _policy(section: str, content: Any, base: type[P], scenario: Scenario) -> P:
     policy = build(content, scenario, key=section)
     if not isinstance(policy, base):
         raise UserError(f"{section}._target_: {content['_target_']} is not a {base.__name__}")
+    if isinstance(policy, Allocator) and type(policy).decide is Allocator.decide and type(policy).act is Allocator.act:
+        raise UserError(
+            f"{section}._target_: {content['_target_']} has neither `decide` nor `act`; it needs one of them"
+        )
     return policy

@@ -155,7 +155,7 @@ def feeds_of(cell: Cell, situation: Mapping[str, Any], cache: NDArray[np.bool_])
     try:
         return cell.feeds(request, bits[0], bits[1], cache, **more)
     except ValueError as error:  # names the bits, which the situation has as MB
-        raise UserError(str(error).replace("put_bits", "put_mb (as bits)")) from None
+        raise UserError(str(error).replace("put_bits", "put_mb x 8e6 bit")) from None
 
 
 def chosen(key: str, numbers: Any, count: int) -> NDArray[np.bool_]:

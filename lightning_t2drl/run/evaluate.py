@@ -22,12 +22,14 @@ from lightning_t2drl.building import build_policies
 from lightning_t2drl.cachers.base import Cacher
 from lightning_t2drl.cachers.oracle import OracleCacher, OracleConfig
 from lightning_t2drl.cachers.random import RandomCacher, RandomConfig
+from lightning_t2drl.checks import listing
 from lightning_t2drl.envs import EdgeAIGCEnv
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.files import as_json, write_atomically
 from lightning_t2drl.loop.evaluation import Watch, evaluate, summarise
 from lightning_t2drl.loop.records import Recorder
 from lightning_t2drl.loop.slots import Slot
+from lightning_t2drl.loop.stored import KEY, leaves
 from lightning_t2drl.policy import Policy
 from lightning_t2drl.run.compose import PAIR, Composed
 from lightning_t2drl.run.results_dir import new_directory
@@ -213,17 +215,23 @@ def load_policies(composed: Composed) -> tuple[str, Scenario, Cacher, Allocator]
         path, content = composed.checkpoint
         for section, policy in zip(PAIR, (cacher, allocator), strict=True):
             if section not in composed.exchanged:
-                _load_parameters(policy, section, content["state_dict"], path)
+                then, now = (
+                    dict(leaves({key: config[key] for key in ("env", section)}))
+                    for config in (content[KEY]["config"], composed.plain)
+                )
+                changed = [key for key in then if key in now and then[key] != now[key]]
+                _load_parameters(policy, section, content["state_dict"], path, changed)
     return str(config.name), scenario, cacher, allocator
 
 
-def _load_parameters(policy: Policy, section: str, stored: dict[str, Any], path: Path) -> None:
+def _load_parameters(policy: Policy, section: str, stored: dict[str, Any], path: Path, changed: Sequence[str]) -> None:
     prefix = f"{section}."
     try:
         policy.load_state_dict({k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)})
     except RuntimeError as error:
         detail = str(error).splitlines()[1].strip()
         raise UserError(
-            f"checkpoint: {path} does not fit the changed config; only set networks serve other numbers of users, "
-            f"and a cacher is bound to its models and popularity states ({detail})"
+            f"checkpoint: {path} does not fit the changed config; its {section} was made with other values of "
+            f"{listing(changed) or 'its keys'}; only set networks serve other numbers of users, and a cacher is bound "
+            f"to its models and popularity states ({detail})"
         ) from None

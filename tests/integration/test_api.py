@@ -10,9 +10,21 @@ import torch
 
 import lightning_t2drl
 from lightning_t2drl import EdgeAIGCEnv, UserError, evaluate, load_policy, load_scenario, train
+from lightning_t2drl.allocators.base import Allocator
+from lightning_t2drl.building import build_policies
 from lightning_t2drl.registry import config_of
+from lightning_t2drl.run.compose import compose
 from lightning_t2drl.run.overrides import as_override
 from tests.conftest import TINY
+
+
+class Nothing(Allocator):
+    @dataclasses.dataclass
+    class Config:
+        pass
+
+    def __init__(self, scenario, config):
+        super().__init__(scenario, config)
 
 
 class Mine:
@@ -25,6 +37,12 @@ def test_a_config_of_ones_own_need_not_name_its_class():
     assert config_of(Mine, {"_target_": "mine.Mine", "width": 3}, "allocator") == Mine.Config(3)
     with pytest.raises(UserError, match=r"allocator\.widht: no such key"):
         config_of(Mine, {"_target_": "mine.Mine", "widht": 3}, "allocator")
+
+
+def test_an_allocator_that_decides_nothing_is_refused():
+    config = compose("train", ["allocator=equal", "cacher=random"]).config
+    with pytest.raises(UserError, match=r"^allocator\._target_: tests\..*Nothing has neither `decide` nor `act`"):
+        build_policies(config.env, config.cacher, {"_target_": f"{__name__}.Nothing"})
 
 
 def test_numbers_of_numpy_are_numbers():
