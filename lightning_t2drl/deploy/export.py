@@ -75,7 +75,7 @@ def run_export(composed: Composed) -> dict[str, Any]:
         caching = cacher.export()
     except UserError as error:
         caching = Exported({}, {"left_out": str(error)})
-    screen.print(f"tracing {name}: half a minute or so")
+    screen.print(f"tracing {name}, which takes a while")
     with new_directory("export", composed.config.output_dir) as target, whole_directory(target) as directory:
         outcome = {"outcome": _outcome(scenario, decision)}
         for file, graph in (decision.graphs | caching.graphs | outcome).items():

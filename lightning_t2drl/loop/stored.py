@@ -45,6 +45,16 @@ def refuse_foreign(content: Mapping[str, Any], trust: Collection[str], path: obj
                 raise UserError(f"{path}: its {key} is {value}; trust=[{module}] lets that module be imported")
 
 
+def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as {dotted key: value}; lists stay whole."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+    return out
+
+
 def leaves(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and plain values of nested mappings and lists."""
     inner = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else None

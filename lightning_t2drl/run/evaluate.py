@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from lightning_t2drl.files import as_json, write_atomically
 from lightning_t2drl.loop.evaluation import Watch, evaluate, summarise
 from lightning_t2drl.loop.records import Recorder
 from lightning_t2drl.loop.slots import Slot
-from lightning_t2drl.loop.stored import KEY, leaves
+from lightning_t2drl.loop.stored import KEY, flatten
 from lightning_t2drl.policy import Policy
 from lightning_t2drl.run.compose import PAIR, Composed
 from lightning_t2drl.run.results_dir import new_directory
@@ -215,20 +215,21 @@ def load_policies(composed: Composed) -> tuple[str, Scenario, Cacher, Allocator]
         path, content = composed.checkpoint
         for section, policy in zip(PAIR, (cacher, allocator), strict=True):
             if section not in composed.exchanged:
-                then, now = (
-                    dict(leaves({key: config[key] for key in ("env", section)}))
-                    for config in (content[KEY]["config"], composed.plain)
-                )
-                changed = [key for key in then if key in now and then[key] != now[key]]
-                _load_parameters(policy, section, content["state_dict"], path, changed)
+                _load_parameters(policy, section, content, composed.plain, path)
     return str(config.name), scenario, cacher, allocator
 
 
-def _load_parameters(policy: Policy, section: str, stored: dict[str, Any], path: Path, changed: Sequence[str]) -> None:
-    prefix = f"{section}."
+def _load_parameters(
+    policy: Policy, section: str, content: Mapping[str, Any], plain: Mapping[str, Any], path: Path
+) -> None:
+    prefix, stored = f"{section}.", content["state_dict"]
     try:
         policy.load_state_dict({k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)})
     except RuntimeError as error:
+        then, now = (
+            flatten({key: config[key] for key in ("env", section)}) for config in (content[KEY]["config"], plain)
+        )
+        changed = [key for key in then if key in now and then[key] != now[key]]
         detail = str(error).splitlines()[1].strip()
         raise UserError(
             f"checkpoint: {path} does not fit the changed config; its {section} was made with other values of "

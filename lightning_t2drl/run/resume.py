@@ -29,6 +29,7 @@ from lightning_t2drl.loop.checkpoints import (
     set_aside,
 )
 from lightning_t2drl.loop.distributed import is_rank_zero
+from lightning_t2drl.loop.stored import flatten
 from lightning_t2drl.run.identity import Identity, Parent, new_identity, read_identity, write_identity
 from lightning_t2drl.run.loggers import CSV_FILES, check_files
 from lightning_t2drl.run.schemas import EnvConfig, TrainConfig
@@ -196,16 +197,6 @@ def _finished(plain: dict[str, Any], directory: Path) -> bool:
 
 
 # -- does it fit?
-
-
-def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as {dotted key: value}."""
-    if not isinstance(values, dict):
-        return {prefix: values}
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        out |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    return out
 
 
 def _then(plain: dict[str, Any], stored: Any) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 from rich.console import Console
 
+from lightning_t2drl.loop.stored import flatten
 from lightning_t2drl.run.compose import TARGET, compose
 from lightning_t2drl.run.overrides import parse, read
 from lightning_t2drl.run.schemas import TrainConfig
@@ -53,8 +54,8 @@ def changed(plain: dict[str, Any], arguments: Sequence[str]) -> list[str]:
     """What differs from the chosen experiment alone, as `KEY=NOW (not THERE)`; of an exchanged class its keys."""
     given = read(arguments)
     chosen = [str(o.input_line) for o in parse(given.overrides) if o.key_or_group in ("experiment", "hydra.searchpath")]
-    base = _flat(_named(compose("train", [*(f"--config-dir={d}" for d in given.config_dirs), *chosen]).plain))
-    now = _flat(_named(plain))
+    base = flatten(_named(compose("train", [*(f"--config-dir={d}" for d in given.config_dirs), *chosen]).plain))
+    now = flatten(_named(plain))
     exchanged = tuple(
         key.removesuffix(TARGET) for key in now if key.endswith(TARGET) and now[key] != base.get(key, now[key])
     )
@@ -68,15 +69,6 @@ def changed(plain: dict[str, Any], arguments: Sequence[str]) -> list[str]:
             known = key in base and (key.endswith(TARGET) or not others)
             lines.append(f"{key}={_shown(now[key])}" + (f" (not {_shown(base[key])})" if known else ""))
     return lines
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys and values; lists stay whole."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        inner = isinstance(value, Mapping)
-        found |= _flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
-    return found
 
 
 def _shown(value: Any) -> str:
