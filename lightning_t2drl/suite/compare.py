@@ -120,10 +120,15 @@ def _references(groups: Groups) -> Groups:
     """RCARS and the oracle as the first run has them that has them; none where runs met different worlds."""
     found: Groups = {}
     known = [source for sources in groups.values() for source in sources if source.references]
-    for source in known if len({source.played for source in known}) == 1 else []:
+    for source in known if len({_world(source) for source in known}) == 1 else []:
         for name, metrics in source.references.items():
             found.setdefault(name, [Source(name, source.path, metrics, source.played)])
     return found
+
+
+def _world(source: Source) -> tuple[Any, ...]:
+    """What a run was evaluated in, however many episodes of it."""
+    return (*source.played[:1], *source.played[3:])
 
 
 # -- numbers
@@ -210,7 +215,7 @@ def notes(groups: Groups) -> list[str]:
         lines.append(
             f"not all met the same worlds (scenario; episodes; seed; users; digest of the scenario): {' | '.join(said)}"
         )
-        if len({s.played for sources in groups.values() for s in sources if s.references}) > 1:
+        if len({_world(s) for sources in groups.values() for s in sources if s.references}) > 1:
             lines.append("rcars and oracle differ between them and are left out")
     return lines
 

@@ -54,7 +54,7 @@ def test_references_of_different_worlds_are_left_out(here):
     assert "rcars" in set(run("compare", ["p=d", "q=e", "figures=false", "output_dir=c"]).table["name"])
     (here / "f").mkdir()
     (here / "f" / "evaluation.json").write_text(
-        (here / "e" / "evaluation.json").read_text().replace('"seed": 1', '"seed": 2')
+        (here / "e" / "evaluation.json").read_text().replace('"paper"', '"drift"')
     )
     assert set(run("compare", ["p=d", "q=f", "figures=false", "output_dir=g"]).table["name"]) == {"p", "q"}
     assert "- rcars and oracle differ between them and are left out" in (here / "g" / "comparison.md").read_text()
