@@ -45,6 +45,25 @@ def test_every_file_says_what_it_is_and_every_key_has_a_comment(path):
     assert not bare or path.parent.name == "suite", bare
 
 
+SETS = ("allocator/actor=sets", "allocator/critic=sets")
+
+
+@pytest.mark.parametrize("words", [("cacher=popular", "allocator=flow"), ("cacher=knapsack", "allocator=exact"), SETS])
+@pytest.mark.parametrize("name", ["cells", "loads", "mixed", "paper", "literal", "ddpg_literal"])
+def test_what_an_experiment_says_fits_into_whatever_is_exchanged(name, words):
+    chain = ["allocator/diffusion=sample"] if words is SETS and "ddpg" not in name else []
+    config = compose("train", [f"experiment=t2drl_{name}", *words, *chain]).config
+    build_policies(config.env, config.cacher, config.allocator)
+
+
+def test_an_experiment_that_chooses_a_part_of_what_is_exchanged_is_told(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\ndefaults:\n  - t2drl\n  - override /cacher/network: models\nname: mine\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"^cacher/network: no such group to choose from in what is composed here$"):
+        plain(f"--config-dir={tmp_path}", "experiment=mine", "cacher=popular")
+
+
 BY_NAME = ("getattr", "vector")  # functions that read the attribute whose name they are given
 
 

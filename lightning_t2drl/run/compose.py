@@ -139,8 +139,7 @@ def compose(command: str, arguments: Sequence[str], say: Callable[[str], None] =
         try:
             plain, choices = run(words)
         except _NoSuchKeyError as error:
-            known = [key for key, _ in leaves(run([w for w in words if w.chooses and "." not in w.key])[0])]
-            raise UserError(_no_such_key(command, str(error), known)) from None
+            raise UserError(_no_such_key(command, str(error), _known(words, run))) from None
         plain |= aside
         its = [section for section in stored if choices.get(section) == STORED]
         if checkpoint is not None:
@@ -372,6 +371,14 @@ def _explained(error: Exception, directories: Sequence[str]) -> Exception:
     if isinstance(error, OmegaConfBaseException) and error.full_key:
         return UserError(f"{error.full_key}: {lines[0]}")
     return UserError(" ".join(lines) or type(error).__name__)
+
+
+def _known(words: Sequence[Word], run: Callable[[Sequence[Word]], Result]) -> list[str]:
+    """The keys there are with the words that choose; none where these do not fit together."""
+    try:
+        return [key for key, _ in leaves(run([w for w in words if w.chooses and "." not in w.key])[0])]
+    except _NoSuchKeyError:
+        return []
 
 
 def _no_such_key(command: str, key: str, known: list[str]) -> str:

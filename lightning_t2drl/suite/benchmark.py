@@ -20,6 +20,7 @@ from typing import Any
 import pandas as pd
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from lightning_t2drl.building import build_policies
 from lightning_t2drl.checks import one_of
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.files import as_json, remove_leftovers, write_atomically
@@ -99,7 +100,8 @@ def run_suite(composed: Composed) -> Comparison:
     Jobs run in `workers` processes on this machine, or as the words on `hydra/launcher` say.
 
     Raises:
-        UserError: a job failed, the first that did; the line says which and how. The others have run.
+        UserError: a training run is impossible as it is configured, and none has begun; or a job failed, the first that
+            did, and the others have run. The line says which and how.
     """
     config: BenchmarkConfig = composed.config
     suite, launcher, screen = config.suite, composed.launcher, console()
@@ -109,6 +111,7 @@ def run_suite(composed: Composed) -> Comparison:
     for name in _gathered(config):
         others = [word for word in given.overrides if not word.lstrip("+~").startswith(("suite=", "suite."))]
         run_suite(compose("benchmark", [*flags, f"suite={name}", *others]))
+    _refuse_impossible(suite.name, [job for job in jobs if job.trains and not job.done])
     for trains in (True, False):  # evaluations may need what was trained
         todo = list({job.directory: job for job in jobs if job.trains is trains and not job.done}.values())
         what = "training runs" if trains else "evaluations"
@@ -271,6 +274,16 @@ def _says_nothing(word: str, plain: Any) -> bool:
 def _parsed(word: str) -> tuple[str, Any]:
     override = OverridesParser.create().parse_override(word)
     return str(override.key_or_group), override.value()
+
+
+def _refuse_impossible(suite: str, jobs: Sequence[Job]) -> None:
+    """Build what training runs train, one seed of each, so that a mistake is told now and not hours later."""
+    for job in {(job.scheme, job.value): job for job in reversed(jobs)}.values():
+        try:
+            config = compose("train", job.words).config
+            build_policies(config.env, config.cacher, config.allocator)
+        except UserError as error:
+            raise UserError(f"suite.{suite}: {job}: {error}") from None
 
 
 def _numbered(suite: str, jobs: Sequence[Job], number: int) -> UserError | None:

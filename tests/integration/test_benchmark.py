@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from benchmarks.survival import start
+from lightning_t2drl.building import build_policies
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.run.commands import run
 from lightning_t2drl.run.compose import compose
@@ -138,14 +139,25 @@ def test_an_unknown_reference_is_named(tmp_path):
         bench(tmp_path, "suite.reference=worst")
 
 
+def test_a_run_that_cannot_be_built_is_told_before_any_begins(tmp_path):
+    wrong = "suite.learners.t2drl_ddpg.overrides=['allocator/diffusion=flow']"
+    with pytest.raises(UserError, match=r"^suite\.headline: t2drl_ddpg, seed 0: allocator/diffusion: no such group"):
+        bench(tmp_path, "suite=headline", "suite.gather=[]", wrong)
+    misfit = "suite.learners.t2drl.overrides=['allocator/actor=mlp']"
+    with pytest.raises(UserError, match=r"^suite\.headline: t2drl, seed 0: allocator\.actor, allocator\.critic: "):
+        bench(tmp_path, "suite=headline", "suite.gather=[]", misfit)
+    assert not list(tmp_path.iterdir())
+
+
 @functools.cache
-def composes(command, *words):
-    """Suites share many jobs: what has been composed need not be again."""
-    compose(command, words)
+def possible(command, *words):
+    """Suites share many jobs: what has been composed and built need not be again."""
+    config = compose(command, words).config
+    build_policies(config.env, config.cacher, config.allocator)
 
 
 @pytest.mark.parametrize("suite", sorted(path.stem for path in (CONFIG_ROOT / "suite").glob("*.yaml")))
-def test_every_suite_makes_its_jobs(suite):
+def test_every_suite_s_jobs_are_possible(suite):
     config = compose("benchmark", [f"suite={suite}", "budget=full"]).config
     jobs = benchmarking.make_jobs(config)
     learners = [job for job in jobs if job.scheme in config.suite.learners]
@@ -154,4 +166,4 @@ def test_every_suite_makes_its_jobs(suite):
         words = isinstance(job.value, str) and job.scheme == jobs[0].scheme
         alike = bool(job.seed) or not (job.value == jobs[0].value or words)
         if not alike and not any(word.startswith("checkpoint=") for word in job.words):
-            composes(job.command, *(word for word in job.words if not word.startswith("episodes=")))
+            possible(job.command, *(word for word in job.words if not word.startswith("episodes=")))
