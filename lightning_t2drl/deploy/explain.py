@@ -50,6 +50,8 @@ def read_situation(source: str | Path | Mapping[str, Any]) -> dict[str, Any]:
         UserError: it cannot be read, or has another key, or lacks one.
     """
     content: Any = source
+    if not isinstance(source, (str, Path, Mapping)):
+        raise UserError(f"situation: {source!r} is neither a JSON file nor a mapping of {', '.join(KEYS)}")
     if not isinstance(source, Mapping):
         try:
             content = json.loads(Path(source).read_text())

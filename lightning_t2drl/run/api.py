@@ -11,6 +11,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 
 from lightning_t2drl.allocators.base import Allocator
+from lightning_t2drl.allocators.graphs import names_of
 from lightning_t2drl.cachers.base import Cacher
 from lightning_t2drl.deploy.explain import read_situation
 from lightning_t2drl.errors import UserError
@@ -124,8 +125,11 @@ class TrainedPair:
         Raises:
             UserError: this is no observation of cells, or of a world with other models.
         """
+        hand_over = 'hand over tensordict["cells"] of a reset or a step'
         if not isinstance(cells, TensorDictBase) or "request" not in cells:
-            raise UserError('cells: no observation of cells; hand over tensordict["cells"] of a reset or a step')
+            raise UserError(f"cells: no observation of cells; {hand_over}")
+        if missing := [name for name in ("popularity", "load", *names_of(self.scenario)) if name not in cells]:
+            raise UserError(f"cells: {', '.join(missing)} missing; {hand_over}")
         if (models := cells["cache"].shape[-1]) != self.scenario.models:
             raise UserError(f"cells: of {models} models, but this policy decides on {self.scenario.models}")
         cells = cells.clone(False)

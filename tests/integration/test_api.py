@@ -70,6 +70,10 @@ def test_train_evaluate_and_decide(tmp_path):
     assert torch.equal(policy.decide(held, frame_start=False)["cache"], action["cache"])
     with pytest.raises(UserError, match=r"^cells: no observation of cells; hand over"):
         policy.decide({"request": [0]})
+    with pytest.raises(UserError, match=r"^cells: load, gain missing; hand over"):
+        policy.decide(cells.exclude("gain", "load"))
+    with pytest.raises(UserError, match=r"^situation: None is neither a JSON file nor a mapping of popularity, "):
+        policy.explain(None)
     with pytest.raises(UserError, match=r"^cells: of 12 models, but this policy decides on 10$"):
         policy.decide(EdgeAIGCEnv(load_scenario("drift"), num_envs=np.int64(2)).reset()["cells"])
     for mistake, line in (
