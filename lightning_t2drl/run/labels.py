@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 NAMES = {  # of schemes, as the README has them
     "t2drl": "T2DRL",
     "t2drl_ddpg": "T2DRL-DDPG",
-    "t2drl_paper": "T2DRL, as published",
-    "t2drl_ddpg_paper": "T2DRL-DDPG, as published",
+    "t2drl_paper": "T2DRL, published networks",
+    "t2drl_ddpg_paper": "T2DRL-DDPG, published networks",
     "t2drl_literal": "T2DRL, to the letter",
     "t2drl_ddpg_literal": "T2DRL-DDPG, to the letter",
     "single_timescale": "one timescale",
