@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -49,11 +50,12 @@ class OracleCacher(Cacher):
 
     Config = OracleConfig
     config: OracleConfig
+    tell: Callable[[int, int], None] = staticmethod(lambda done, total: None)
 
     @cached_property
     def caches(self) -> OracleCaches:
-        """Found when first needed: it takes some seconds."""
-        return oracle_caches(self.scenario, self.config.slots, self.config.seed)
+        """Found when first needed: it takes some seconds, with several cells minutes; `tell` hears how far it is."""
+        return oracle_caches(self.scenario, self.config.slots, self.config.seed, self.tell)
 
     def decide(self, observation: TensorDict, explore: bool = False) -> Tensor:
         if (ahead := observation.get("ahead", None)) is not None:

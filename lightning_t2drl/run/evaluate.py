@@ -39,7 +39,7 @@ from lightning_t2drl.seeding import derive_seed
 from lightning_t2drl.system.scenario import Scenario
 
 RESULT = "evaluation.json"
-Progressed = Callable[[str, int, int], None]  # of a scheme: slots done, slots in all
+Progressed = Callable[[str, int, int], None]  # what is done, how much of it, and of how much in all
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,7 @@ def run_evaluation(composed: Composed) -> Evaluation:
             task = progress.add_task("evaluating", total=1)
 
             def show(scheme: str, done: int, total: int) -> None:
-                first = " is comparing caches" if scheme == "oracle" and not done else ""
-                progress.update(task, description=f"evaluating: {scheme}{first}", completed=done, total=total)
+                progress.update(task, description=f"evaluating: {scheme}", completed=done, total=total)
 
             results = play(composed, show, screen.print, directory / "records" if config.records else None)
         screen.print(schemes_table(results), soft_wrap=False)
@@ -108,7 +107,7 @@ def play(
 
     Args:
         composed: the config.
-        progress, say: called with scheme, slots done and slots in all, and with what is left out.
+        progress, say: called with scheme, slots done and slots in all (or caches compared), and with what is left out.
         records: where every decision is written, see `loop.records`; None: nowhere.
 
     Raises:
@@ -156,6 +155,9 @@ def compare(
 
     pairs = {reference: REFERENCES[reference](scenario) for reference in references}
     oracle = pairs["oracle"][0] if "oracle" in pairs else None
+    for each in (cacher, oracle):
+        if isinstance(each, OracleCacher):
+            each.tell = partial(progress, "oracle is comparing caches")
     scheme = played("scheme", cacher, allocator)
     beside = {}
     for reference, pair in pairs.items():

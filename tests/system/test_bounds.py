@@ -259,7 +259,12 @@ def test_cells_that_cooperate_hold_different_models():
 
     alone = load_scenario("paper", **TINY, backhaul_mbps=20.0)
     linked = load_scenario("paper", **TINY, backhaul_mbps=20.0, edge_link_mbps=2000.0)
-    single, joint = (oracle_caches(scenario, 64, seed=0).cache for scenario in (alone, linked))
+    told: list[tuple[int, int]] = []
+    single = oracle_caches(alone, 64, 0, lambda *told_: told.append(told_)).cache
+    assert told == [(turn, 6) for turn in range(1, 7)]  # three cells for themselves, and what each brings
+    told.clear()
+    joint = oracle_caches(linked, 64, 0, lambda *told_: told.append(told_)).cache
+    assert [turn for turn, _ in told] == list(range(1, len(told) + 1)) and told[-1][0] <= told[-1][1] == 24
     assert joint.any(0).all() and not single.any(0).all()
     sample = sample_slots(linked, 0, 64, 1)
     value = {

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from lightning_t2drl.system.bounds.cooperation import cooperative_caches, held
+from lightning_t2drl.system.bounds.cooperation import SWEEPS, cooperative_caches, held
 from lightning_t2drl.system.bounds.sampling import neighbours, sample_slots
 from lightning_t2drl.system.bounds.slot import slot_bound
 from lightning_t2drl.system.caching import all_caches, fill_in_order
@@ -33,7 +35,9 @@ class OracleCaches:
         return self.cache[torch.arange(len(self.cache), device=popularity.device), popularity]
 
 
-def oracle_caches(scenario: Scenario, slots: int, seed: int) -> OracleCaches:
+def oracle_caches(
+    scenario: Scenario, slots: int, seed: int, progress: Callable[[int, int], None] = lambda done, total: None
+) -> OracleCaches:
     """The cache that maximises expected utility under exact allocation, for every cell and true popularity state.
 
     All caches meet the same `slots` slots, sampled from the scenario itself: with the users that a cell has there. Up
@@ -45,19 +49,30 @@ def oracle_caches(scenario: Scenario, slots: int, seed: int) -> OracleCaches:
     Args:
         slots: sampled in the last round, in all cells together (but 64 in each).
         seed: of the sampling.
+        progress: called after every search, with how many are done and the most that there can be.
     """
     states, cells = scenario.popularity_states, scenario.cells
     slots = min(max(slots // cells, 64), slots)
-    caches = []
+    turns = count(1)
+    most = states * cells * (2 + SWEEPS if scenario.cooperates else 2)
+
+    def done() -> None:
+        progress(next(turns), most)
+
+    cache = torch.empty(cells, states, scenario.models, dtype=torch.bool, device=scenario.demands.device)
+    worth = torch.empty(cells, states, 3, device=cache.device)
     for state in range(states):
         sample = sample_slots(scenario, state, slots, seed)
-        caches.append(torch.stack([_best_of_cell(scenario, sample, state, cell) for cell in range(cells)]))
-    cache = torch.stack(caches, 1)
+        for cell in range(cells):
+            cache[cell, state] = _best_of_cell(scenario, sample, state, cell)
+            done()
     if scenario.cooperates:
-        cache = cooperative_caches(scenario, cache, max(slots // 4, 16), seed)
-    worth = [[_worth(scenario, cache, state, cell, slots, seed) for state in range(states)] for cell in range(cells)]
-    bound, achieved, hit_ratio = torch.stack([torch.stack(row) for row in worth]).unbind(-1)
-    found = (cache, bound, achieved, hit_ratio)
+        cache = cooperative_caches(scenario, cache, max(slots // 4, 16), seed, done)
+    for cell in range(cells):
+        for state in range(states):
+            worth[cell, state] = _worth(scenario, cache, state, cell, slots, seed)
+            done()
+    found = (cache, *worth.unbind(-1))
     return OracleCaches(*(value.squeeze(0) if cells == 1 else value for value in found))
 
 

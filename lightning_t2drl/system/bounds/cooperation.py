@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -14,13 +16,15 @@ from lightning_t2drl.system.serving import situation
 SWEEPS = 6
 
 
-def cooperative_caches(scenario: Scenario, start: Tensor, slots: int, seed: int) -> Tensor:
+def cooperative_caches(
+    scenario: Scenario, start: Tensor, slots: int, seed: int, done: Callable[[], None] = lambda: None
+) -> Tensor:
     """Caches by cell and popularity state, bool [B, J, M], by coordinate ascent from `start` [B, J, M].
 
     Each cell decides by its own popularity state alone. In turn each cell and state takes the best change by one model
     (one added, dropped or swapped): best for the users of all cells, over sampled slots in which the others hold what
     their own states call for. Ends when a sweep changes nothing. No world is worse off on average than with `start`,
-    but as with any local search a better set of caches may exist.
+    but as with any local search a better set of caches may exist. `done` is called after every turn.
     """
     caches = start.clone()
     for _ in range(SWEEPS):
@@ -34,6 +38,7 @@ def cooperative_caches(scenario: Scenario, start: Tensor, slots: int, seed: int)
                 best = int(scores.argmax())
                 if scores[best] > scores[0] + 1e-6:
                     caches[cell, state], changed = offered[best], True
+                done()
         if not changed:
             break
     return caches
