@@ -108,10 +108,10 @@ def run_suite(composed: Composed) -> Comparison:
     given = read(composed.arguments)
     flags = [f"--config-dir={directory}" for directory in given.config_dirs]
     jobs = make_jobs(config, flags)
+    _refuse_impossible(suite.name, [job for job in jobs if job.trains and not job.done])
     for name in _gathered(config):
         others = [word for word in given.overrides if not word.lstrip("+~").startswith(("suite=", "suite."))]
         run_suite(compose("benchmark", [*flags, f"suite={name}", *others]))
-    _refuse_impossible(suite.name, [job for job in jobs if job.trains and not job.done])
     for trains in (True, False):  # evaluations may need what was trained
         todo = list({job.directory: job for job in jobs if job.trains is trains and not job.done}.values())
         what = "training runs" if trains else "evaluations"

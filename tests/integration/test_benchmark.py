@@ -142,7 +142,7 @@ def test_an_unknown_reference_is_named(tmp_path):
 def test_a_run_that_cannot_be_built_is_told_before_any_begins(tmp_path):
     wrong = "suite.learners.t2drl_ddpg.overrides=['allocator/diffusion=flow']"
     with pytest.raises(UserError, match=r"^suite\.headline: t2drl_ddpg, seed 0: allocator/diffusion: no such group"):
-        bench(tmp_path, "suite=headline", "suite.gather=[]", wrong)
+        bench(tmp_path, "suite=headline", wrong)  # nor does a suite that it gathers
     misfit = "suite.learners.t2drl.overrides=['allocator/actor=mlp']"
     with pytest.raises(UserError, match=r"^suite\.headline: t2drl, seed 0: allocator\.actor, allocator\.critic: "):
         bench(tmp_path, "suite=headline", "suite.gather=[]", misfit)
