@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_t2drl.cachers.q_learning import QLearningCacher, QLearningConfig
 from lightning_t2drl.checks import within
 from lightning_t2drl.errors import UserError
-from lightning_t2drl.system.caching import all_caches, fits
+from lightning_t2drl.system.caching import all_caches, amend_cache, fits
 from lightning_t2drl.system.scenario import Scenario
 
 MAX_MODELS = 16  # 2^M values are compared; with more models use the knapsack cacher
@@ -39,6 +39,7 @@ class DDQNCacher(QLearningCacher):
     Config = DDQNConfig
     config: DDQNConfig
     subsets: Tensor
+    loads: Tensor
 
     def __init__(self, scenario: Scenario, config: DDQNConfig) -> None:
         if scenario.models > MAX_MODELS:
@@ -51,10 +52,15 @@ class DDQNCacher(QLearningCacher):
         subsets, feasible = all_caches(self.scenario)
         offered = subsets[feasible] if self.config.infeasible_penalty is None else subsets
         self.register_buffer("subsets", offered, persistent=False)
+        costs = self.scenario.switch_cost * self.scenario.model_storage
+        self.register_buffer("loads", (amend_cache(self.scenario, offered) * costs).float(), persistent=False)
         return self.make_network(offered, additive=False)
 
-    def best(self, network: nn.Module, state: Tensor) -> Tensor:
-        return self.subsets[network(state).argmax(-1)]
+    def best(self, network: nn.Module, state: Tensor, held: Tensor | None = None) -> Tensor:
+        values = network(state)
+        if held is not None:
+            values = values - (~held).to(self.loads) @ self.loads.T
+        return self.subsets[values.argmax(-1)]
 
     def random_cache(self, batch: tuple[int, ...]) -> Tensor:
         """Uniform over what is on offer."""

@@ -17,6 +17,6 @@ class CacherGraph(nn.Module):
         self.cacher = cacher
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Bool [N, M] from what `observed` lists: popularity [N, P], models held [N, M], load [N, 3]."""
-        observation = dict(zip(self.cacher.observed, inputs, strict=True))
+        """Bool [N, M] from what `needed` lists: popularity [N, P], models held [N, M], load [N, 3]."""
+        observation = dict(zip(self.cacher.needed, inputs, strict=True))
         return amend_cache(self.cacher.scenario, self.cacher.choose(observation))

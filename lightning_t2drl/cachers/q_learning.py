@@ -17,7 +17,7 @@ from lightning_t2drl.checks import one_of, within
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.policy import LEARNING_RATE_SCHEDULES, Exported, Graph, Metrics, Optimise
 from lightning_t2drl.registry import build, class_of
-from lightning_t2drl.system.caching import fill_in_order
+from lightning_t2drl.system.caching import amend_cache, fill_in_order
 from lightning_t2drl.system.scenario import Scenario
 
 
@@ -49,6 +49,9 @@ class QLearningCacher(Cacher):
     """A Q-network, its target and an epsilon schedule; subclasses say what is on offer and which of it is best.
 
     The network has `value(state [*, S], cache [*, M]) -> [*]`.
+
+    What loading models costs is known, so it is not learned: where it is charged for and the network does not see what
+    is held, Q(s, held, c) = W(s, c) - charge(held, c), and the network is W, the value after loading.
     """
 
     Config: ClassVar[type] = QLearningConfig
@@ -60,6 +63,7 @@ class QLearningCacher(Cacher):
         if config.observe_nearby and not scenario.cooperates:
             raise UserError("cacher.observe_nearby: cells see each other's caches only with env.edge_link_mbps")
         self.updates = 0
+        self.knows_charge = scenario.switch_cost > 0 and not config.observe_cache
         self.network = self.build_network()
         self.target_network = self.build_network().requires_grad_(False)
         self.target_network.load_state_dict(self.network.state_dict())
@@ -85,13 +89,22 @@ class QLearningCacher(Cacher):
             return build(self.config.network, self.scenario, self.observed, choices, key="cacher.network")
         return build(self.config.network, self.state_width, choices, key="cacher.network")
 
-    def best(self, network: nn.Module, state: Tensor) -> Tensor:
-        """The cache of highest value, bool [*, M], for states [*, S]."""
+    def best(self, network: nn.Module, state: Tensor, held: Tensor | None = None) -> Tensor:
+        """The cache of highest value, bool [*, M], for states [*, S], less the charge where `held` [*, M] is given."""
         raise NotImplementedError
 
+    def charge(self, held: Tensor, cache: Tensor) -> Tensor:
+        """What loading costs, [*], in units of the frame reward: that of models of `cache` [*, M] that are not held."""
+        loaded = amend_cache(self.scenario, cache) & ~held
+        return self.scenario.switch_cost * (loaded * self.scenario.model_storage).sum(-1).float()
+
     def random_cache(self, batch: tuple[int, ...]) -> Tensor:
-        """An exploratory cache, bool [*batch, M]: models in random order while they fit."""
-        return fill_in_order(self.scenario, self._uniform(*batch, self.scenario.models))
+        """An exploratory cache, bool [*batch, M]: models in random order while they fit.
+
+        Where loading is charged for, a quarter of them is left out: it can be better to leave room than to load.
+        """
+        cache = fill_in_order(self.scenario, self._uniform(*batch, self.scenario.models))
+        return cache & (self._uniform(*cache.shape) < 0.75) if self.knows_charge else cache
 
     def optimizers_by_name(self) -> dict[str, Optimizer]:
         return {"q": self.adam(self.network.parameters(), self.config.learning_rate)}
@@ -116,8 +129,18 @@ class QLearningCacher(Cacher):
         optional = {"cache": c.observe_cache, "load": c.observe_load, "nearby": c.observe_nearby}
         return ("popularity", *(name for name, wanted in optional.items() if wanted))
 
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The entries of a cell's observation that a decision takes: what the network sees, and what is held."""
+        return (self.observed[0], "cache", *self.observed[1:]) if self.knows_charge else self.observed
+
     def state(self, observation: TensorDict) -> TensorDict:
-        return observation.select(*self.observed)
+        return observation.select(*self.needed)
+
+    def transition(self, state: TensorDict, cache: Tensor, reward: Tensor, next_state: TensorDict) -> TensorDict:
+        if self.knows_charge:
+            reward = reward + self.charge(state["cache"], cache).unsqueeze(-1)
+        return super().transition(state, cache, reward, next_state)
 
     def inputs(self, state: Mapping[str, Tensor]) -> Tensor:
         """What the network sees of a state [*]: [*, S]."""
@@ -127,7 +150,11 @@ class QLearningCacher(Cacher):
 
     def choose(self, state: Mapping[str, Tensor]) -> Tensor:
         """The cache of highest value, bool [*, M]."""
-        return self.best(self.network, self.inputs(state))
+        return self.best(self.network, self.inputs(state), self.held(state))
+
+    def held(self, state: Mapping[str, Tensor]) -> Tensor | None:
+        """What is held [*, M], where the charge for loading is computed."""
+        return state["cache"] if self.knows_charge else None
 
     @torch.no_grad()
     def decide(self, observation: TensorDict, explore: bool = False) -> Tensor:
@@ -158,13 +185,21 @@ class QLearningCacher(Cacher):
 
     @torch.no_grad()
     def target(self, batch: TensorDict) -> Tensor:
-        """Double-Q target y = r + gamma Q'(s', argmax_c Q(s', c)), [b]."""
+        """Double-Q target y = r + gamma Q'(s', argmax_c Q(s', c)), [b].
+
+        With a known charge, Q = W - charge, and the batch's mean is taken from Q' (relative value iteration): what is
+        the same for all caches, up to r / (1 - gamma), need not be learned before what tells them apart.
+        """
         reward = batch["reward"].squeeze(-1)
         if not self.config.discount:
             return reward
-        following = self.inputs(batch["next_state"])
-        value = self.target_network.value(following, self.best(self.network, following))  # type: ignore[operator]
-        return reward + self.config.discount * value.float()
+        following, held = self.inputs(batch["next_state"]), self.held(batch["next_state"])
+        cache = self.best(self.network, following, held)
+        value = self.target_network.value(following, cache).float()  # type: ignore[operator]
+        if held is not None:
+            value = value - self.charge(held, cache)
+            value = value - value.mean()
+        return reward + self.config.discount * value
 
     def loss(self, state: Tensor, cache: Tensor, target: Tensor) -> Tensor:
         """Mean squared TD error."""
@@ -172,22 +207,23 @@ class QLearningCacher(Cacher):
 
     def export(self) -> Exported:
         inputs = {"popularity": torch.full((3, self.scenario.popularity_width), 1 / self.scenario.popularity_width)}
-        if self.config.observe_cache:
+        if "cache" in self.needed:
             inputs["held"] = torch.ones(3, self.scenario.models) > 0
         if self.config.observe_load:
             inputs["load"] = torch.ones(3, 3)
         if self.config.observe_nearby:
             inputs["nearby"] = torch.ones(3, self.scenario.models) > 0
         graph = Graph(CacherGraph(self), inputs, {name: {0: "batch"} for name in inputs}, "cache")
-        facts = {f"observes_{name}": getattr(self.config, f"observe_{name}") for name in ("cache", "load", "nearby")}
+        facts = {f"observes_{name}": name in self.needed for name in ("cache", "load", "nearby")}
         return Exported({"cacher": graph}, facts)
 
     def extra_state(self) -> dict[str, Any]:
-        return super().extra_state() | {"updates": self.updates}
+        return super().extra_state() | {"updates": self.updates, "knows_charge": self.knows_charge}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         super().load_extra_state(state)
         self.updates = state["updates"]
+        self.knows_charge = state.get("knows_charge", False)  # checkpoints without it have learned the charge
 
     def _uniform(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.generator, device=self.generator.device)

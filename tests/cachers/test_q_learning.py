@@ -109,6 +109,76 @@ def test_finds_the_known_best_cache_of_every_state(target, network):
     assert torch.equal(decided, best)
 
 
+CHARGED = {**TINY, "switch_cost_per_gb": 0.05}
+
+
+def exact_values(scenario, worth, discount):
+    """Caches [A, M] and Q by state, cache held and cache [3, A, A], by value iteration; any state follows any other."""
+    subsets, feasible = all_caches(scenario)
+    caches = subsets[feasible]
+    sizes = scenario.model_storage.float()
+    loads = scenario.switch_cost * ((caches & ~caches.unsqueeze(1)) * sizes).sum(-1)  # from row to column
+    reward, value = worth @ caches.T.float(), torch.zeros(3, len(caches))
+    for _ in range(400):
+        after = reward + discount * value.mean(0)
+        value = (after.unsqueeze(1) - loads).max(-1).values
+    return caches, after.unsqueeze(1) - loads
+
+
+@pytest.mark.parametrize(
+    ("target", "network", "discount"),
+    [(DDQN, "MLPQNetwork", 0.5), (DDQN, "CacheQNetwork", 0.5), (KNAPSACK, "ModelValueNetwork", 0.0)],
+)  # what a cache brings later is no sum over its models
+def test_a_known_charge_for_loading_is_weighed_against_what_loading_brings(target, network, discount):
+    scenario = load_scenario("paper", **CHARGED)
+    worth = torch.tensor([[0.9, 0.5, 0.3, 0.1], [0.1, 0.2, 0.6, 0.3], [0.0, 0.8, 0.7, 0.2]])
+    cacher = make(target, scenario, network={"_target_": f"lightning_t2drl.networks.q.{network}"},
+                  discount=discount, target_every=25)  # fmt: skip
+    generator, optimizers = torch.Generator().manual_seed(2), cacher.optimizers_by_name()
+
+    def optimise(name, loss):
+        optimizers[name].zero_grad()
+        loss.backward()
+        optimizers[name].step()
+
+    for _ in range(1000):
+        batch = random_batch(cacher, 512)
+        states = torch.eye(3)[torch.randint(3, (2, 512), generator=generator)]
+        held = cacher.random_cache((512,))
+        before = TensorDict({"popularity": states[0], "cache": held}, batch_size=[512])
+        after = TensorDict({"popularity": states[1], "cache": batch["cache"]}, batch_size=[512])
+        earned = ((states[0] @ worth) * batch["cache"]).sum(-1) - cacher.charge(held, batch["cache"])
+        cacher.update(cacher.transition(before, batch["cache"], earned.unsqueeze(-1), after), optimise)
+    caches, exact = exact_values(scenario, worth, discount)
+    seen = {"popularity": torch.eye(3).unsqueeze(1).expand(-1, len(caches), -1), "cache": caches.expand(3, -1, -1)}
+
+    def lost(decided):
+        return exact.max(-1).values - (exact * (decided.unsqueeze(-2) == caches).all(-1)).sum(-1)
+
+    careless = cacher.best(cacher.network, torch.eye(3)).unsqueeze(1).expand(-1, len(caches), -1)
+    loss = lost(cacher.choose(seen))
+    assert loss.max() < 0.02
+    assert loss.mean() < lost(careless).mean() / 2, "the charge matters"
+
+
+def test_the_charge_of_a_cache_is_that_of_what_is_newly_loaded():
+    cacher = make(scenario=load_scenario("paper", **CHARGED))
+    held = torch.tensor([[True, False, False, True], [False] * 4])
+    cache = torch.tensor([[False, True, True, False], [True, False, False, True]])
+    assert cacher.charge(held, cache).tolist() == pytest.approx([0.05 * (4 + 3), 0.05 * (5 + 2)])
+    assert cacher.charge(cache, cache).tolist() == [0, 0]
+
+
+def test_a_checkpoint_from_when_the_charge_was_learned_goes_on_learning_it():
+    cacher = make(scenario=load_scenario("paper", **CHARGED))
+    assert cacher.needed == ("popularity", "cache")
+    state = cacher.extra_state()
+    del state["knows_charge"]
+    cacher.load_extra_state(state)
+    assert cacher.needed == ("popularity",)
+    assert make(scenario=load_scenario("paper", **CHARGED), observe_cache=True).held({"cache": None}) is None
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 7), st.integers(1, 12), st.integers(0, 10_000))
 def test_knapsack_is_optimal(models, capacity, seed):
