@@ -124,6 +124,11 @@ def _score(scenario: Scenario, sample: dict[str, Tensor], caches: Tensor, slots:
     return _per_user(torch.cat(bounds), attached)
 
 
+def mean_bounds(scenario: Scenario, sample: dict[str, Tensor], caches: Tensor) -> Tensor:
+    """The bound of every cache [A, M] per user over all slots of one cell's sample, [A]."""
+    return _score(scenario, sample, caches, len(sample["request"])).mean(-1)
+
+
 def _by_halving(scenario: Scenario, sample: dict[str, Tensor], slots: int) -> Tensor:
     subsets, feasible = all_caches(scenario)
     caches = subsets[feasible]
