@@ -50,10 +50,10 @@ def plans(env: str, table: CacheTable) -> list[dict[str, Any]]:
 
 
 def draw(tables: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Utility over the length of a frame; a row per environment, a panel per pace, a curve per charge."""
+    """Utility over the length of a frame; a row per environment, a panel per pace of popularity."""
     style()
     figure, rows = plt.subplots(
-        len(tables), len(PACES), figsize=(11, 2.9 * len(tables)), squeeze=False, sharex=True, sharey="row"
+        len(tables), len(PACES), figsize=(9, 2.9 * len(tables)), squeeze=False, sharex=True, sharey="row"
     )
     for panels, (env, table) in zip(rows, tables.items(), strict=True):
         for axes, pace in zip(panels, PACES, strict=True):
@@ -65,9 +65,9 @@ def draw(tables: dict[str, list[dict[str, Any]]], path: Path) -> None:
                 axes.axhline(float(row[HELD]), color=colour, lw=0.6, ls=":")
                 ends.append(End(FRAMES[-1], values[-1], f"{row['charge per GB']:g} per GB", colour))
             moves = "every slot" if pace == 1 else f"every {pace} slots"
-            axes.set(xscale="log", title=f"{env}, popularity moves {moves}", xticks=FRAMES, xticklabels=FRAMES)
+            axes.set(xscale="log", title=f"{env}, moves {moves}", xticks=FRAMES, xticklabels=FRAMES)
             axes.minorticks_off()
-            label_ends(axes, ends)
+        label_ends(axes, ends)
         panels[0].set_ylabel("utility less loading, per slot")
     for axes in rows[-1]:
         axes.set_xlabel("slots per frame")
