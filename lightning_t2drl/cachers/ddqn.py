@@ -56,8 +56,8 @@ class DDQNCacher(QLearningCacher):
         self.register_buffer("loads", (amend_cache(self.scenario, offered) * costs).float(), persistent=False)
         return self.make_network(offered, additive=False)
 
-    def best(self, network: nn.Module, state: Tensor, held: Tensor | None = None) -> Tensor:
-        values = network(state)
+    def best(self, network: nn.Module, state: Tensor, held: Tensor | None = None, row: Tensor | None = None) -> Tensor:
+        values = network(state) if row is None else network(state)[row]
         if held is not None:
             values = values - (~held).to(self.loads) @ self.loads.T
         return self.subsets[values.argmax(-1)]

@@ -82,8 +82,8 @@ class KnapsackCacher(QLearningCacher):
     def build_network(self) -> nn.Module:
         return self.make_network(self.scenario.models, additive=True)
 
-    def best(self, network: nn.Module, state: Tensor, held: Tensor | None = None) -> Tensor:
-        values = network(state).float()
+    def best(self, network: nn.Module, state: Tensor, held: Tensor | None = None, row: Tensor | None = None) -> Tensor:
+        values = (network(state) if row is None else network(state)[row]).float()
         if held is not None:
             values = values - (self.scenario.switch_cost * self.scenario.model_storage).float() * ~held
         return knapsack(values.flatten(0, -2), self.sizes, self.capacity).view_as(values)

@@ -89,8 +89,14 @@ class QLearningCacher(Cacher):
             return build(self.config.network, self.scenario, self.observed, choices, key="cacher.network")
         return build(self.config.network, self.state_width, choices, key="cacher.network")
 
-    def best(self, network: nn.Module, state: Tensor, held: Tensor | None = None) -> Tensor:
-        """The cache of highest value, bool [*, M], for states [*, S], less the charge where `held` [*, M] is given."""
+    def best(self, network: nn.Module, state: Tensor, held: Tensor | None = None, row: Tensor | None = None) -> Tensor:
+        """The cache of highest value, bool [*, M].
+
+        Args:
+            state: [*, S], or [r, S] with `row`.
+            held: [*, M], if the charge is to be taken from values.
+            row: the state of each, int64 [*], where many are the same.
+        """
         raise NotImplementedError
 
     def charge(self, held: Tensor, cache: Tensor) -> Tensor:
@@ -194,7 +200,11 @@ class QLearningCacher(Cacher):
         if not self.config.discount:
             return reward
         following, held = self.inputs(batch["next_state"]), self.held(batch["next_state"])
-        cache = self.best(self.network, following, held)
+        if held is None:
+            cache = self.best(self.network, following)
+        else:  # most states are the same where popularity is all that is seen
+            states, row = following.unique(dim=0, return_inverse=True)
+            cache = self.best(self.network, states, held, row)
         value = self.target_network.value(following, cache).float()  # type: ignore[operator]
         if held is not None:
             value = value - self.charge(held, cache)

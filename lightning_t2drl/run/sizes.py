@@ -145,7 +145,10 @@ def check_learning(loop: LoopConfig) -> None:
 
 
 def idle_learners(config: TrainConfig, scenario: Scenario, cacher: Cacher, allocator: Allocator) -> list[str]:
-    """A line per network that could learn but will not in this run: its warm-up outlasts it, or it takes no steps."""
+    """A line per network that could learn but will not in this run: its warm-up outlasts it, or it takes no steps.
+
+    Also one for a cacher that pays for loading models and does not look at what they bring later.
+    """
     loop = config.loop
     frames = config.frames * config.env.num_envs * scenario.cells
     rows = {"cacher": ("frame", frames), "allocator": ("slot", frames * scenario.slots_per_frame)}
@@ -169,4 +172,6 @@ def idle_learners(config: TrainConfig, scenario: Scenario, cacher: Cacher, alloc
                 lines.append(
                     f"the actor learns nothing: allocator.actor_warmup={waits} updates, and this run makes {made}"
                 )
+    if scenario.switch_cost and getattr(getattr(cacher, "config", None), "discount", None) == 0:
+        lines.append("the cacher weighs a load against one frame alone: env.switch_cost_per_gb with cacher.discount=0")
     return lines

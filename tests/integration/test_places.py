@@ -160,6 +160,13 @@ def test_what_would_fit_fits(run_train, tmp_path, monkeypatch):
     assert sizes.available("cpu") is not None
 
 
+def test_a_cacher_that_pays_for_loading_is_told_to_look_ahead(run_train, tmp_path, capsys):
+    for discount, told in ((0, True), (0.9, False)):
+        keys = ["frames=1", "env.switch_cost_per_gb=0.01", f"cacher.discount={discount}"]
+        run_train(*keys, output_dir=tmp_path / str(discount))
+        assert ("weighs a load against one frame alone" in capsys.readouterr().out) is told
+
+
 def test_a_run_too_short_to_learn_says_so(run_train, tmp_path, capsys):
     run_train("frames=1", "loop.slot_warmup=20", output_dir=tmp_path)
     assert "the allocator learns nothing: loop.slot_warmup=20 rows, and this run plays 12" in capsys.readouterr().out
