@@ -156,6 +156,8 @@ class QLearningCacher(Cacher):
 
     def choose(self, state: Mapping[str, Tensor]) -> Tensor:
         """The cache of highest value, bool [*, M]."""
+        if not self.knows_charge:
+            return self.best(self.network, self.inputs(state))
         return self.best(self.network, self.inputs(state), self.held(state))
 
     def held(self, state: Mapping[str, Tensor]) -> Tensor | None:
