@@ -20,6 +20,7 @@ from rich.progress import Progress
 
 from benchmarks import report
 from benchmarks.report import Section
+from lightning_t2drl.errors import UserError
 from lightning_t2drl.run.figures import plt, save, style
 from lightning_t2drl.run.labels import PALETTE, End, label_ends
 from lightning_t2drl.system import load_scenario
@@ -112,4 +113,7 @@ def main(arguments: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    print(main(sys.argv[1:]))
+    try:
+        print(main(sys.argv[1:]))
+    except UserError as error:
+        sys.exit(f"error: {error}")
