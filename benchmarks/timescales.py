@@ -85,6 +85,8 @@ def main(arguments: list[str]) -> str:
     parser.add_argument("--output", type=Path, default=Path("runs/timescales"), help="directory; default %(default)s")
     parser.add_argument("--publish", dest="output", action="store_const", const=Path("results/timescales"))
     parsed = parser.parse_args(arguments)
+    if parsed.slots < 1:
+        raise UserError(f"--slots: {parsed.slots} is below 1")
     origin = report.provenance(shlex.join(["python", "-m", "benchmarks.timescales", *arguments]))
     tables = {}
     with Progress(console=Console(stderr=True)) as progress:

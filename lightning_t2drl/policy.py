@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import lightning as L
@@ -120,6 +120,9 @@ class Policy(L.LightningModule):
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         self.generator.set_state(state["generator"])
+
+    def parameters_loaded(self, state: Mapping[str, Any]) -> None:
+        """Called when parameters alone were loaded, with their checkpoint's `extra_state` or an empty one."""
 
     def refuse(self, message: str) -> UserError:
         """A `UserError` that starts with this policy's name."""

@@ -63,7 +63,7 @@ class QLearningCacher(Cacher):
         if config.observe_nearby and not scenario.cooperates:
             raise UserError("cacher.observe_nearby: cells see each other's caches only with env.edge_link_mbps")
         self.updates = 0
-        self.knows_charge = scenario.switch_cost > 0 and not config.observe_cache
+        self.charge_apart = not config.observe_cache  # whether the network's values are without the charge
         self.network = self.build_network()
         self.target_network = self.build_network().requires_grad_(False)
         self.target_network.load_state_dict(self.network.state_dict())
@@ -107,7 +107,7 @@ class QLearningCacher(Cacher):
     def random_cache(self, batch: tuple[int, ...]) -> Tensor:
         """An exploratory cache, bool [*batch, M]: models in random order while they fit.
 
-        Where loading is charged for, a quarter of them is left out: it can be better to leave room than to load.
+        Where the charge for loading is computed, a quarter of them is left out: loading less can be better.
         """
         cache = fill_in_order(self.scenario, self._uniform(*batch, self.scenario.models))
         return cache & (self._uniform(*cache.shape) < 0.75) if self.knows_charge else cache
@@ -134,6 +134,11 @@ class QLearningCacher(Cacher):
         c = self.config
         optional = {"cache": c.observe_cache, "load": c.observe_load, "nearby": c.observe_nearby}
         return ("popularity", *(name for name, wanted in optional.items() if wanted))
+
+    @property
+    def knows_charge(self) -> bool:
+        """Whether the charge for loading is computed where caches are compared."""
+        return self.charge_apart and self.scenario.switch_cost > 0
 
     @property
     def needed(self) -> tuple[str, ...]:
@@ -230,12 +235,15 @@ class QLearningCacher(Cacher):
         return Exported({"cacher": graph}, facts)
 
     def extra_state(self) -> dict[str, Any]:
-        return super().extra_state() | {"updates": self.updates, "knows_charge": self.knows_charge}
+        return super().extra_state() | {"updates": self.updates, "charge_apart": self.charge_apart}
 
     def load_extra_state(self, state: dict[str, Any]) -> None:
         super().load_extra_state(state)
         self.updates = state["updates"]
-        self.knows_charge = state.get("knows_charge", False)  # checkpoints without it have learned the charge
+        self.parameters_loaded(state)
+
+    def parameters_loaded(self, state: Mapping[str, Any]) -> None:
+        self.charge_apart = state.get("charge_apart", False)  # earlier networks have learned what they were charged
 
     def _uniform(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.generator, device=self.generator.device)

@@ -90,7 +90,8 @@ def explain(
     Returns:
         `cache` (models, counted from 0), `cache_gb`, `storage_gb`; `users`, for each `model`, `from`, `bandwidth`
         (share), `steps`, `delay_s`, `quality`, `late`, `utility`; `utility`, their mean; `expected_utility` of the
-        cache; and `next_best`: its `cache`, `change`, `expected_utility` and `cost`, by how much it is worse.
+        cache, if `held` is given less what loading costs in the coming frame; and `next_best`: its `cache`, `change`,
+        `expected_utility` and `cost`, by how much it is worse.
 
     Raises:
         UserError: the situation does not fit the policy; the line names the key.
@@ -106,11 +107,12 @@ def _explain(cell: Cell, situation: Mapping[str, Any], seed: int, progress: Prog
     if popularity is not None:
         cell._popularity(popularity)  # also beside a given cache
     storage = np.asarray(cell.policy["scenario"]["model_storage"])
+    held = situation.get("held")
+    held = None if held is None else chosen("held", held, cell.models)
     if situation.get("cache") is not None:
         cache = chosen("cache", situation["cache"], cell.models)
     else:
-        held, nearby = situation.get("held"), situation.get("nearby")
-        held = chosen("held", [] if held is None else held, cell.models)
+        nearby = situation.get("nearby")
         nearby = None if nearby is None else chosen("nearby", nearby, cell.models)
         request = situation["request"]
         users = len(request) if isinstance(request, (list, tuple)) else None  # what it has to be is checked below
@@ -120,7 +122,7 @@ def _explain(cell: Cell, situation: Mapping[str, Any], seed: int, progress: Prog
     shares = cell.decide({name: value[None] for name, value in feeds.items()}, generator)
     served = cell.outcome({name: value[None] for name, value in feeds.items()}, shares)[0]
     probability = request_probability(cell.policy, popularity)
-    expected, others = _compare(cell, feeds, cache, probability, seed, progress)
+    expected, others = _compare(cell, feeds, cache, held, probability, seed, progress)
     best = max(others, key=others.__getitem__, default=None)
     return {
         "policy": cell.policy["name"],
@@ -199,11 +201,15 @@ def _compare(
     cell: Cell,
     feeds: Arrays,
     cache: NDArray[np.bool_],
+    held: NDArray[np.bool_] | None,
     probability: NDArray[np.float64] | None,
     seed: int,
     progress: Progressed,
 ) -> tuple[float, dict[tuple[int, ...], float]]:
-    """The expected utility of the cache, and of those that differ from it by little, by their models."""
+    """The expected utility of the cache, and of those that differ from it by little, by their models.
+
+    Where it is known what is held, less what loading the rest costs in the coming frame.
+    """
     scenario, generator = cell.policy["scenario"], np.random.default_rng(seed)
     draws = feeds["request"][None]
     if probability is not None:
@@ -216,7 +222,10 @@ def _compare(
         batch = {name: np.repeat(value[None], len(draws), 0) for name, value in feeds.items()}
         batch |= {"request": draws.astype(np.int64), "cache": np.repeat(offered[None], len(draws), 0)}
         shares = cell.decide(batch, np.random.default_rng(seed))
-        utilities.append(float(cell.outcome(batch, shares)[..., OUTCOME.index("utility")].mean()))
+        utility = float(cell.outcome(batch, shares)[..., OUTCOME.index("utility")].mean())
+        if held is not None:
+            utility -= scenario["switch_cost"] * float(np.asarray(scenario["model_storage"])[offered & ~held].sum())
+        utilities.append(utility)
     keys = [tuple(np.flatnonzero(offered).tolist()) for offered in caches[1:]]
     return utilities[0], dict(zip(keys, utilities[1:], strict=True))
 

@@ -181,7 +181,7 @@ def make_app(controller: Controller) -> Any:
     # On the event loop, one after the other: a decision takes less than handing it to a thread.
     @app.post("/cache")
     async def cache(body: Cache) -> dict[str, Any]:
-        held = chosen("held", body.held or [], controller.models)
+        held = None if body.held is None else chosen("held", body.held, controller.models)
         nearby = None if body.nearby is None else chosen("nearby", body.nearby, controller.models)
         return {"cache": np.flatnonzero(controller.cache(body.popularity, held, body.users, nearby)).tolist()}
 

@@ -95,7 +95,8 @@ LOW = 0.6  # a correlation or cosine below which critics point nowhere in partic
 def unset(cacher: Cacher, allocator: Allocator) -> list[str]:
     """The overrides that mended the published form (docs/deviations.md) and that these two policies are without."""
     words = [f"{owner}.discount=0" for owner, policy in (("cacher", cacher), ("allocator", allocator))
-             if getattr(getattr(policy, "config", None), "discount", 0)]  # fmt: skip
+             if getattr(getattr(policy, "config", None), "discount", 0)
+             and not (owner == "cacher" and policy.scenario.switch_cost)]  # fmt: skip
     critics = getattr(allocator, "critics", ())
     networks = {"actor": getattr(getattr(allocator, "actor", None), "trunk", None), "critic": next(iter(critics), None)}
     for part, key in (("critic", "per_user"), ("actor", "hits"), ("critic", "hits")):

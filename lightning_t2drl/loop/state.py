@@ -5,6 +5,7 @@ Everything is a plain tensor, number, string, list or dict, so that checkpoints 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from lightning_t2drl import __version__
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.loop.legacy import translate
 from lightning_t2drl.loop.stored import KEY
+from lightning_t2drl.policy import Policy
 
 Module = Any  # the coordinator, `TwoTimescaleModule`, which stands above this file
 
@@ -116,6 +118,14 @@ def load_parameters(module: Module, checkpoint: dict[str, Any]) -> None:
     """Load parameters and counters alone, which is enough to play no further frame."""
     _load_counters(module, check(checkpoint, "resume"))
     module.load_state_dict(checkpoint["state_dict"])
+    for name, policy in module.policies():
+        tell_of_parameters(policy, name, checkpoint[KEY])
+
+
+def tell_of_parameters(policy: Policy, name: str, own: Mapping[str, Any]) -> None:
+    """Tell a policy what its checkpoint says of the parameters it was given; those that ship say nothing."""
+    if own["ranks"]:
+        policy.parameters_loaded(own["ranks"][0].get("policies", {}).get(name, {}))
 
 
 def _load_counters(module: Module, own: dict[str, Any]) -> None:

@@ -29,6 +29,7 @@ from lightning_t2drl.files import as_json, write_atomically
 from lightning_t2drl.loop.evaluation import Watch, evaluate, summarise
 from lightning_t2drl.loop.records import Recorder
 from lightning_t2drl.loop.slots import Slot
+from lightning_t2drl.loop.state import tell_of_parameters
 from lightning_t2drl.loop.stored import KEY, flatten
 from lightning_t2drl.policy import Policy
 from lightning_t2drl.run.compose import PAIR, Composed
@@ -227,6 +228,7 @@ def _load_parameters(
     prefix, stored = f"{section}.", content["state_dict"]
     try:
         policy.load_state_dict({k.removeprefix(prefix): v for k, v in stored.items() if k.startswith(prefix)})
+        tell_of_parameters(policy, section, content[KEY])
     except RuntimeError as error:
         then, now = (
             flatten({key: config[key] for key in ("env", section)}) for config in (content[KEY]["config"], plain)

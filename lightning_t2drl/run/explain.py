@@ -124,6 +124,8 @@ class PolicyCell(Cell):
             state = int(popularity) % self.scenario.popularity_states
         elif isinstance(self.cacher, OracleCacher):
             raise UserError("popularity: the oracle needs the number of the state, which this scenario does not show")
+        if held is None and "cache" in getattr(self.cacher, "needed", ()):
+            raise UserError("held: missing; this policy looks at the models that are held now")
         empty = np.zeros(self.models, bool)
         fields = {
             "popularity": seen,

@@ -10,6 +10,7 @@ import torch
 
 from lightning_t2drl.allocators.base import Allocator
 from lightning_t2drl.cachers.base import Cacher
+from lightning_t2drl.cachers.knapsack import KnapsackCacher
 from lightning_t2drl.envs import EdgeAIGCEnv
 from lightning_t2drl.errors import UserError
 from lightning_t2drl.loop.evaluation import on_own_randomness
@@ -172,6 +173,7 @@ def idle_learners(config: TrainConfig, scenario: Scenario, cacher: Cacher, alloc
                 lines.append(
                     f"the actor learns nothing: allocator.actor_warmup={waits} updates, and this run makes {made}"
                 )
-    if scenario.switch_cost and getattr(getattr(cacher, "config", None), "discount", None) == 0:
+    discount, additive = getattr(getattr(cacher, "config", None), "discount", None), isinstance(cacher, KnapsackCacher)
+    if scenario.switch_cost and discount == 0 and not additive:  # what follows from a cache is no sum over models
         lines.append("the cacher weighs a load against one frame alone: env.switch_cost_per_gb with cacher.discount=0")
     return lines

@@ -173,9 +173,11 @@ def test_a_checkpoint_from_when_the_charge_was_learned_goes_on_learning_it():
     cacher = make(scenario=load_scenario("paper", **CHARGED))
     assert cacher.needed == ("popularity", "cache")
     state = cacher.extra_state()
-    del state["knows_charge"]
-    cacher.load_extra_state(state)
-    assert cacher.needed == ("popularity",)
+    del state["charge_apart"]
+    for load in (cacher.load_extra_state, cacher.parameters_loaded):
+        cacher.charge_apart = True
+        load(state)
+        assert cacher.needed == ("popularity",)
     assert make(scenario=load_scenario("paper", **CHARGED), observe_cache=True).held({"cache": None}) is None
 
 

@@ -78,4 +78,4 @@ def test_the_table_has_the_oracles_caches_at_its_top():
     table, oracle = cache_table(scenario, 64, seed=0), oracle_caches(scenario, 64, seed=0)
     assert torch.equal(table.caches[table.utility.argmax(-1)], oracle.cache)
     with pytest.raises(UserError, match="one cell"):
-        cache_table(load_scenario("cells3"), 64, seed=0)
+        cache_table(load_scenario("loads"), 64, seed=0)

@@ -31,10 +31,13 @@ def cache_table(
     """All caches of one cell on the same `slots` slots of each popularity state.
 
     Raises:
-        UserError: there are several cells, more than 12 models, or demand is recorded, which has no states.
+        UserError: there are several cells, users who are not always there, more than 12 models, or recorded demand.
     """
-    if scenario.cells > 1 or scenario.models > MAX_MODELS or scenario.recorded_demand:
-        raise UserError(f"plans of caches: one cell, at most {MAX_MODELS} models and no recorded demand")
+    if scenario.models > MAX_MODELS or not scenario.one_crowd:
+        raise UserError(
+            f"env={scenario.name}: plans of caches are for one cell whose users are always there, at most {MAX_MODELS} "
+            "models, and no recorded demand"
+        )
     subsets, feasible = all_caches(scenario)
     caches, rows = subsets[feasible], []
     for state in range(scenario.popularity_states):
