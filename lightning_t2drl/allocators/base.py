@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import ClassVar
+
 import torch
 from tensordict import TensorDict
 from torch import Tensor
@@ -10,7 +13,12 @@ from lightning_t2drl.policy import Policy
 
 
 class Allocator(Policy):
-    """Decides every slot. One that follows a rule implements `decide`; one that learns `state`, `act` and `update`."""
+    """Decides every slot. One that follows a rule implements `decide`; one that learns `state`, `act` and `update`.
+
+    `foresees`: whether an evaluation may ask for all slots of a frame at once, see `decide_slots`.
+    """
+
+    foresees: ClassVar[bool] = False
 
     def decide(self, observation: TensorDict, explore: bool = False) -> Tensor:
         """Raw allocation for the slot; the amender makes it feasible.
@@ -24,6 +32,13 @@ class Allocator(Policy):
             float32 [N, B, U, 2] in [-1, 1]: a value a asks for the share (a + 1) / 2 of bandwidth and of steps.
         """
         return self.act(self.state(observation), explore)
+
+    def decide_slots(self, observations: TensorDict) -> Iterator[Tensor]:
+        """Raw allocations for slots that follow each other, one after the other, from observations [S, N, B].
+
+        No allocation changes what comes after it, so a rule without memory and chance may work them out together.
+        """
+        yield from map(self.decide, observations.unbind(0))
 
     def state(self, observation: TensorDict) -> TensorDict:
         """What `act` needs of an observation [N, B], and what the replay buffer stores of it."""

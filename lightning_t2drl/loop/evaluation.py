@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from lightning_t2drl.loop.metrics import service_sums, slot_metrics
 from lightning_t2drl.loop.slots import Slot, frame
 from lightning_t2drl.seeding import derive_seed
 from lightning_t2drl.system.scenario import Scenario
+from lightning_t2drl.system.serving import SITUATION
 
 Watch = Callable[[EdgeAIGCEnv, Slot | None], None]  # see `evaluate`
 
@@ -60,14 +62,29 @@ def evaluate(
     env = EdgeAIGCEnv(scenario, episodes, derive_seed(seed, "evaluation"), allocator.device, held_out=True)
     means = EpisodeMeans(env.scenario)
     slots, done, finite = scenario.slots_per_episode, 0, FiniteWatch()
+    other = EdgeAIGCEnv(scenario, episodes, 0, allocator.device, held_out=True) if allocator.foresees else None
+
+    def draws(worlds: EdgeAIGCEnv, slot: int) -> None:
+        worlds.generator.manual_seed(derive_seed(seed, "evaluation", slot))
+
+    def ahead(other: EdgeAIGCEnv) -> Iterator[Tensor]:
+        """All slots of the frame at once, seen in other worlds that go on as these will, whatever is allocated."""
+        other.set_state(env.get_state())
+        seen = [other.observe()]
+        for slot in range(done, done + scenario.slots_per_frame - 1):
+            draws(other, slot)
+            seen.append(other.play(torch.zeros(*seen[0]["request"].shape, 2, device=other.device)))
+        together = torch.stack([cells.select(*(key for key in SITUATION if key in cells)) for cells in seen])
+        return allocator.decide_slots(together)
+
     with torch.no_grad(), on_own_randomness(cacher, seed), on_own_randomness(allocator, seed):
         cacher.start_episode(env.observe())
-        env.generator.manual_seed(derive_seed(seed, "evaluation", 0))
+        draws(env, 0)
         watch(env, None)
         for number in range(scenario.frames_per_episode):
-            for slot in frame(env, cacher, allocator):
+            for slot in frame(env, cacher, allocator, ahead=None if other is None else partial(ahead, other)):
                 done += 1
-                env.generator.manual_seed(derive_seed(seed, "evaluation", done))
+                draws(env, done)
                 finite.add("the allocation that the allocator returned", slot.raw)
                 means.add(slot.following["served"], slot.cells, slot.following["reward", "frame"])
                 watch(env, slot)

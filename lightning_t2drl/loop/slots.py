@@ -50,6 +50,7 @@ def frame(
     allocator: Allocator,
     explore: bool = False,
     networks: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ahead: Callable[[], Iterator[Tensor]] | None = None,
 ) -> Iterator[Slot]:
     """Play one frame: the cacher decides, then the allocator slot by slot.
 
@@ -57,6 +58,8 @@ def frame(
         env: the worlds, all at the start of a frame.
         explore: whether both explore.
         networks: a context for what networks compute, such as a precision.
+        ahead: called once the caches are set, what the allocator decides in each of the frame's slots; None: it is
+            asked slot by slot.
 
     Yields:
         Every slot after it was served. The next is not drawn before the caller asks for it.
@@ -67,10 +70,11 @@ def frame(
     expect(cache, cells["cache"].shape, (torch.bool,), f"cacher: {type(cacher).__name__}.decide")
     cells = env.latch(cache)
     state = allocator.state(cells)
+    decided = None if ahead is None else ahead()
     for _ in range(env.scenario.slots_per_frame):
         cacher.observe(cells)
         with networks():
-            raw = allocator.act(state, explore)
+            raw = allocator.act(state, explore) if decided is None else next(decided)
         expect(raw, (*cells["request"].shape, 2), FLOATS, f"allocator: {type(allocator).__name__}.act")
         following = env.play(raw)
         next_state = allocator.state(following)

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from lightning_t2drl.allocators.equal import EqualAllocator, EqualConfig
+from lightning_t2drl.allocators.exact import ExactAllocator, ExactConfig
 from lightning_t2drl.cachers.popular import PopularCacher, PopularConfig
+from lightning_t2drl.cachers.random import RandomCacher, RandomConfig
 from lightning_t2drl.loop.evaluation import evaluate
 from lightning_t2drl.run.tables import bound_line
 from lightning_t2drl.system import load_scenario
@@ -32,3 +34,26 @@ def test_the_oracle_comes_with_the_bound_that_nobody_with_its_caches_exceeds(env
     share = 100 * oracle["total_utility"]["mean"] / bound
     assert f"of the bound with the oracle's caches, {bound:.2f}: " in capsys.readouterr().out
     assert f"oracle {share:.2f} %" in bound_line(found)
+
+
+@pytest.mark.parametrize("changes", [
+    {"users": 6, "active_users": [2, 6], "popularity_change_every": 1},
+    {"cells": 3, "users": 9, "edge_link_mbps": 200.0, "popularity_observation": "frequencies", "popularity_scope": "per_cell", "ranking": "shuffled"},
+], ids=["one", "cells"])  # fmt: skip
+def test_the_slots_of_a_frame_decided_at_once_are_those_decided_one_by_one(changes, monkeypatch):
+    scenario = load_scenario("paper", frames_per_episode=2, slots_per_frame=4, **changes)
+
+    def played():
+        allocator = ExactAllocator(scenario, ExactConfig())
+        seen = []
+        found = evaluate(
+            scenario, RandomCacher(scenario, RandomConfig()), allocator, 3, 1,
+            watch=lambda env, slot: slot and seen.append((slot.cells["request"], slot.raw, allocator.bound)),
+        )  # fmt: skip
+        return found, seen
+
+    (at_once, seen), _ = played(), monkeypatch.setattr(ExactAllocator, "foresees", False)
+    one_by_one, seen_before = played()
+    torch.testing.assert_close(at_once, one_by_one, equal_nan=True)
+    torch.testing.assert_close(seen, seen_before)
+    assert len(seen) == 8 and len({float(bound.sum()) for *_, bound in seen}) == 8

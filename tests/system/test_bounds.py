@@ -223,16 +223,44 @@ def test_oracle_cache_is_the_best_of_all_in_a_tiny_world():
     found = oracle_caches(scenario, 128, seed=0)
     assert found.cache.shape == (3, 4)
     subsets, feasible = all_caches(scenario)
-    from lightning_t2drl.system.bounds.caches import _solve
     from lightning_t2drl.system.bounds.sampling import sample_slots
 
     for state in range(3):
         slots = {key: value[:, 0] for key, value in sample_slots(scenario, state, 128, 0).items()}
-        values = _solve(scenario, slots, subsets[feasible], 128, rounds=2)["bound"].mean(-1)
+        each = subsets[feasible].unsqueeze(1).expand(-1, 128, -1)
+        many = {key: slots[key].expand(len(each), *slots[key].shape) for key in slots if key != "popularity"}
+        values = slot_bound(scenario, **many, cache=each)["bound"].mean(-1)
         assert values.max().item() - found.bound[state].item() < 2e-3
     large = load_scenario("paper", model_storage_gb=[1.0 + 0.2 * m for m in range(14)])
     caches = oracle_caches(large, 16, seed=0).cache
     assert ((caches * large.model_storage).sum(-1) <= large.storage_capacity).all()
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_caches_that_differ_in_what_nobody_asks_for_are_bounded_once_and_rightly(linked, monkeypatch):
+    from lightning_t2drl.system.bounds import alternatives
+    from lightning_t2drl.system.bounds.sampling import sample_slots
+    from lightning_t2drl.system.serving import situation
+
+    more = {"cells": 3, "users": 12, "edge_link_mbps": 200.0} if linked else {"users": 3, "active_users": [1, 3]}
+    scenario = load_scenario("paper", **more)
+    slots = situation(sample_slots(scenario, 1, 40, 5))
+    caches = torch.rand(12, 40, scenario.cells, scenario.models, generator=torch.Generator().manual_seed(2)) < 0.4
+    nearby = held_elsewhere(caches) if linked else None
+    solved = []
+
+    def counted(*args, request, **kwargs):
+        solved.append(len(request))
+        return slot_bound(*args, request=request, **kwargs)
+
+    monkeypatch.setattr(alternatives, "slot_bound", counted)
+    found = alternatives.bounds_of_caches(scenario, slots, caches, nearby)
+    monkeypatch.setattr(alternatives, "BITS", 3)  # models in several words
+    assert torch.equal(found, alternatives.bounds_of_caches(scenario, slots, caches, nearby))
+    each = {key: value.expand(12, *value.shape) for key, value in slots.items()}
+    near = {} if nearby is None else {"nearby": nearby}
+    torch.testing.assert_close(found, slot_bound(scenario, **each, cache=caches, **near, rounds=0)["bound"])
+    assert solved[0] == solved[1] < found.numel() * (0.95 if linked else 0.5)
 
 
 TINY = {"cells": 3, "users": 9, "model_storage_gb": [4.0, 4.0, 4.0], "storage_capacity_gb": 4.0, "zipf_skewness": [0.5],

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import count
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
+from lightning_t2drl.system.bounds.alternatives import TOGETHER, bounds_of_caches
 from lightning_t2drl.system.bounds.cooperation import SWEEPS, cooperative_caches, held
 from lightning_t2drl.system.bounds.sampling import neighbours, sample_slots
 from lightning_t2drl.system.bounds.slot import slot_bound
@@ -92,9 +92,9 @@ def _worth(scenario: Scenario, caches: Tensor, state: int, cell: int, slots: int
     nearby = {"nearby": held_elsewhere(held(caches, sample))} if scenario.cooperates else {}
     own = {key: value[:, cell] for key, value in (sample | nearby).items()}
     cache, attached = caches[cell, state], own["attached"]
-    last = _solve(scenario, own, cache.unsqueeze(0), slots, rounds=2)
+    found = slot_bound(scenario, **situation(own), cache=cache.expand(slots, -1))
     hit = hits(cache.expand(slots, -1), own["request"]) & attached
-    of_slots = (_per_user(last[key], attached).mean() for key in ("bound", "achieved"))
+    of_slots = (_per_user(found[key], attached).mean() for key in ("bound", "achieved"))
     return torch.stack((*of_slots, hit.sum() / attached.sum().clamp_min(1)))
 
 
@@ -107,21 +107,12 @@ def _per_user(per_slot: Tensor, attached: Tensor) -> Tensor:
     return per_slot * (users / users.mean().clamp_min(1 / len(users)))
 
 
-def _solve(
-    scenario: Scenario, sample: dict[str, Tensor], caches: Tensor, slots: int, rounds: int, counts: int = 4
-) -> TensorDict:
-    """`slot_bound` of one cell's first `slots` slots for every cache, [A, slots]."""
-    shared = situation({key: value[:slots] for key, value in sample.items()})
-    first = {key: value.expand(len(caches), *value.shape) for key, value in shared.items()}
-    cache = caches.unsqueeze(1).expand(-1, slots, -1)
-    return slot_bound(scenario, **first, cache=cache, rounds=rounds, counts=counts)
-
-
 def _score(scenario: Scenario, sample: dict[str, Tensor], caches: Tensor, slots: int, counts: int = 4) -> Tensor:
-    """The bound of every cache in every slot, weighted by its users, [A, slots]."""
-    attached = sample["attached"]
-    bounds = [_solve(scenario, sample, part, slots, 0, counts)["bound"] for part in caches.split(256)]
-    return _per_user(torch.cat(bounds), attached)
+    """The bound of every cache in every one of a cell's first slots, weighted by its users, [A, slots]."""
+    first = situation({key: value[:slots] for key, value in sample.items()})
+    parts = caches.unsqueeze(1).expand(-1, slots, -1).split(max(TOGETHER // slots, 1))
+    bounds = [bounds_of_caches(scenario, first, part, counts=counts) for part in parts]
+    return _per_user(torch.cat(bounds), sample["attached"])
 
 
 def mean_bounds(scenario: Scenario, sample: dict[str, Tensor], caches: Tensor) -> Tensor:

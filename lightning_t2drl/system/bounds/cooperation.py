@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lightning_t2drl.system.bounds.alternatives import TOGETHER, bounds_of_caches
 from lightning_t2drl.system.bounds.sampling import neighbours, sample_slots
-from lightning_t2drl.system.bounds.slot import slot_bound
 from lightning_t2drl.system.cells import held_elsewhere
 from lightning_t2drl.system.scenario import Scenario
 from lightning_t2drl.system.serving import situation
@@ -54,11 +54,9 @@ def world_score(scenario: Scenario, sample: dict[str, Tensor], holds: Tensor, ce
     users = sample["attached"].sum(-1)
     given = situation({key: value for key, value in sample.items() if key != "popularity"})
     scores = []
-    for part in offered.split(16):
+    for part in offered.split(max(TOGETHER // users.numel(), 1)):
         caches = holds.repeat(len(part), 1, 1, 1)
         caches[:, :, cell] = part.unsqueeze(1)
-        more = {key: value.expand(len(part), *value.shape) for key, value in given.items()}
-        more |= {"cache": caches, "nearby": held_elsewhere(caches)}
-        bound = slot_bound(scenario, **more, rounds=0, counts=0)["bound"]
+        bound = bounds_of_caches(scenario, given, caches, held_elsewhere(caches), counts=0)
         scores.append((bound * users).sum((-1, -2)) / users.sum().clamp_min(1))
     return torch.cat(scores)
