@@ -21,6 +21,7 @@ from lightning_t2drl.seeding import derive_seed
 from lightning_t2drl.system.scenario import Scenario
 from lightning_t2drl.system.serving import SITUATION
 
+FORESEEN = 32  # slots at most that are looked ahead
 Watch = Callable[[EdgeAIGCEnv, Slot | None], None]  # see `evaluate`
 
 
@@ -68,14 +69,16 @@ def evaluate(
         worlds.generator.manual_seed(derive_seed(seed, "evaluation", slot))
 
     def ahead(other: EdgeAIGCEnv) -> Iterator[Tensor]:
-        """All slots of the frame at once, seen in other worlds that go on as these will, whatever is allocated."""
+        """Many slots of the frame at once, seen in other worlds that go on as these will, whatever is allocated."""
         other.set_state(env.get_state())
-        seen = [other.observe()]
-        for slot in range(done, done + scenario.slots_per_frame - 1):
-            draws(other, slot)
-            seen.append(other.play(torch.zeros(*seen[0]["request"].shape, 2, device=other.device)))
-        together = torch.stack([cells.select(*(key for key in SITUATION if key in cells)) for cells in seen])
-        return allocator.decide_slots(together)
+        cells, to_come = other.observe(), range(done, done + scenario.slots_per_frame)
+        for some in (to_come[first : first + FORESEEN] for first in range(0, len(to_come), FORESEEN)):
+            seen = []
+            for slot in some:
+                seen.append(cells.select(*(key for key in SITUATION if key in cells)))
+                draws(other, slot)
+                cells = other.play(torch.zeros(*cells["request"].shape, 2, device=other.device))
+            yield from allocator.decide_slots(torch.stack(seen))
 
     with torch.no_grad(), on_own_randomness(cacher, seed), on_own_randomness(allocator, seed):
         cacher.start_episode(env.observe())

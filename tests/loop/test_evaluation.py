@@ -52,6 +52,7 @@ def test_the_slots_of_a_frame_decided_at_once_are_those_decided_one_by_one(chang
         )  # fmt: skip
         return found, seen
 
+    monkeypatch.setattr("lightning_t2drl.loop.evaluation.FORESEEN", 3)  # the frame's four in two parts
     (at_once, seen), _ = played(), monkeypatch.setattr(ExactAllocator, "foresees", False)
     one_by_one, seen_before = played()
     torch.testing.assert_close(at_once, one_by_one, equal_nan=True)
