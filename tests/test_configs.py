@@ -49,7 +49,7 @@ SETS = ("allocator/actor=sets", "allocator/critic=sets")
 
 
 @pytest.mark.parametrize("words", [("cacher=popular", "allocator=flow"), ("cacher=knapsack", "allocator=exact"), SETS])
-@pytest.mark.parametrize("name", ["cells", "loads", "mixed", "paper", "literal", "ddpg_literal"])
+@pytest.mark.parametrize("name", ["cells", "cooperative", "loads", "mixed", "paper", "literal", "ddpg_literal"])
 def test_what_an_experiment_says_fits_into_whatever_is_exchanged(name, words):
     chain = ["allocator/diffusion=sample"] if words is SETS and "ddpg" not in name else []
     config = compose("train", [f"experiment=t2drl_{name}", *words, *chain]).config
@@ -115,6 +115,8 @@ def test_composed_defaults_are_the_schemas(command):
     chosen = {group: list(options(group)) for group in groups(command) if group != "experiment"}
     for number in range(max(map(len, chosen.values()))):  # one of each group at a time: they are apart from each other
         words = [f"{group}={choices[number % len(choices)]}" for group, choices in chosen.items()]
+        if "cacher=ddqn_cooperative" in words:  # only for cells with links
+            words += ["env=cells7_cooperative"]
         composed = compose(command, words)
         check(SCHEMAS[command], composed.plain, words)
         if command == "train":

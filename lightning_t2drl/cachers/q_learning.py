@@ -30,6 +30,7 @@ class QLearningConfig:
     observe_cache: bool = False
     observe_load: bool = False
     observe_nearby: bool = False
+    cooperate: bool = False
     learning_rate: float = 1e-3
     learning_rate_schedule: str = "cosine"
     discount: float = 0.0
@@ -52,6 +53,9 @@ class QLearningCacher(Cacher):
 
     What loading models costs is known, so it is not learned: where it is charged for and the network does not see what
     is held, Q(s, held, c) = W(s, c) - charge(held, c), and the network is W, the value after loading.
+
+    Cells that `cooperate` decide one after the other, each seeing what the others hold by then, and learn from what all
+    cells earn: what one holds spares the others' misses the way to the cloud.
     """
 
     Config: ClassVar[type] = QLearningConfig
@@ -60,8 +64,9 @@ class QLearningCacher(Cacher):
 
     def __init__(self, scenario: Scenario, config: QLearningConfig) -> None:
         super().__init__(scenario, config)
-        if config.observe_nearby and not scenario.cooperates:
-            raise UserError("cacher.observe_nearby: cells see each other's caches only with env.edge_link_mbps")
+        for key in ("observe_nearby", "cooperate"):
+            if getattr(config, key) and not scenario.cooperates:
+                raise UserError(f"cacher.{key}: cells see each other's caches only with env.edge_link_mbps")
         self.updates = 0
         self.charge_apart = not config.observe_cache  # whether the network's values are without the charge
         self.network = self.build_network()
@@ -132,7 +137,7 @@ class QLearningCacher(Cacher):
     def observed(self) -> tuple[str, ...]:
         """The entries of a cell's observation that the network sees."""
         c = self.config
-        optional = {"cache": c.observe_cache, "load": c.observe_load, "nearby": c.observe_nearby}
+        optional = {"cache": c.observe_cache, "load": c.observe_load, "nearby": c.observe_nearby or c.cooperate}
         return ("popularity", *(name for name, wanted in optional.items() if wanted))
 
     @property
@@ -146,12 +151,31 @@ class QLearningCacher(Cacher):
         return (self.observed[0], "cache", *self.observed[1:]) if self.knows_charge else self.observed
 
     def state(self, observation: TensorDict) -> TensorDict:
-        return observation.select(*self.needed)
+        return observation.select(*self.needed, *(["cache"] if self.config.cooperate else []))
 
     def transition(self, state: TensorDict, cache: Tensor, reward: Tensor, next_state: TensorDict) -> TensorDict:
         if self.knows_charge:
             reward = reward + self.charge(state["cache"], cache).unsqueeze(-1)
+        if self.config.cooperate:
+            seen = self.seen_in_turn(state["cache"], amend_cache(self.scenario, cache))
+            state, next_state = state.copy().set("nearby", seen).select(*self.needed), next_state.select(*self.needed)
+            reward = reward + earned_by_others(reward)
         return super().transition(state, cache, reward, next_state)
+
+    def seen_in_turn(self, held: Tensor, chosen: Tensor) -> Tensor:
+        """Which models others hold when it is a cell's turn, bool [*, B, M]; the first cell begins.
+
+        Args:
+            held: at the frame's start, [*, B, M].
+            chosen: for the frame, likewise.
+        """
+        return torch.stack(
+            [
+                torch.cat((chosen[..., :cell, :], held[..., cell + 1 :, :]), -2).any(-2)
+                for cell in range(self.scenario.cells)
+            ],
+            -2,
+        )
 
     def inputs(self, state: Mapping[str, Tensor]) -> Tensor:
         """What the network sees of a state [*]: [*, S]."""
@@ -171,6 +195,24 @@ class QLearningCacher(Cacher):
 
     @torch.no_grad()
     def decide(self, observation: TensorDict, explore: bool = False) -> Tensor:
+        batch = observation.batch_size
+        if (
+            not self.config.cooperate or len(batch) < 2 or batch[-1] != self.scenario.cells
+        ):  # not all of a world's cells
+            return self.decide_alone(observation, explore)
+        asked = chosen = observation["cache"]
+        for cell in range(self.scenario.cells):
+            own = observation[..., cell].copy()
+            own["nearby"] = self.seen_in_turn(observation["cache"], chosen)[..., cell, :]
+            one = self.decide_alone(own, explore).unsqueeze(-2)
+            asked, chosen = (
+                torch.cat((caches[..., :cell, :], new, caches[..., cell + 1 :, :]), -2)
+                for caches, new in ((asked, one), (chosen, amend_cache(self.scenario, one)))
+            )
+        return asked
+
+    def decide_alone(self, observation: TensorDict, explore: bool = False) -> Tensor:
+        """The caches of cells that take what others hold as given, bool [*, M]."""
         greedy = self.choose(observation)
         if not explore:
             return greedy
@@ -228,7 +270,7 @@ class QLearningCacher(Cacher):
             inputs["held"] = torch.ones(3, self.scenario.models) > 0
         if self.config.observe_load:
             inputs["load"] = torch.ones(3, 3)
-        if self.config.observe_nearby:
+        if "nearby" in self.observed:
             inputs["nearby"] = torch.ones(3, self.scenario.models) > 0
         graph = Graph(CacherGraph(self), inputs, {name: {0: "batch"} for name in inputs}, "cache")
         facts = {f"observes_{name}": name in self.needed for name in ("cache", "load", "nearby")}
@@ -247,6 +289,15 @@ class QLearningCacher(Cacher):
 
     def _uniform(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.generator, device=self.generator.device)
+
+
+def earned_by_others(reward: Tensor) -> Tensor:
+    """What the other cells of each world earned [N, B, 1] from each cell's reward, less its mean over worlds.
+
+    The mean tells how good the frame's policies were, not what a cell did; one world has no other to compare with.
+    """
+    others = reward.sum(-2, keepdim=True) - reward
+    return others - others.mean(0) if len(others) > 1 else others
 
 
 def _seen(name: str, value: Tensor) -> Tensor:

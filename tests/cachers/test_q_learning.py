@@ -240,3 +240,32 @@ def test_penalty_variant_offers_everything_and_charges_for_what_does_not_fit():
     asked = torch.tensor([[True, True, False, False], [True, False, False, True]])
     reward = cacher.reward(torch.ones(2, 1), asked)
     assert reward.flatten().tolist() == pytest.approx([0.3, 1.0])
+
+
+@pytest.mark.parametrize("target", [DDQN, KNAPSACK])
+def test_cells_that_cooperate_decide_in_turn_and_learn_from_what_all_earn(target, monkeypatch):
+    """Three cells hold one model each; the first that nobody else holds is what each asks for."""
+    scenario = load_scenario("paper", cells=3, users=6, model_storage_gb=[4.0] * 4, storage_capacity_gb=4.0, edge_link_mbps=200.0)  # fmt: skip
+    cacher = make(target, scenario, cooperate=True)
+    seen = []
+
+    def first_free(observation, explore):
+        seen.append(observation["nearby"])
+        return torch.nn.functional.one_hot((~observation["nearby"]).int().argmax(-1), 4).bool()
+
+    monkeypatch.setattr(cacher, "decide_alone", first_free)
+    env = EdgeAIGCEnv(scenario, 2, 0)
+    held = torch.zeros(2, 3, 4, dtype=torch.bool)
+    held[1, 2, 0] = held[1, 1, 1] = True  # in the second world the last cells hold the first two models
+    cells = env.latch(held)
+    state, cache = cacher.state(cells), cacher.decide(cells)
+    assert cache.int().argmax(-1).tolist() == [[0, 1, 2], [2, 1, 0]]
+    assert cacher.decide(cells[:, :1]).shape == (2, 1, 4)  # one cell asks alone: what is nearby is what it says
+    reward = torch.tensor([[1.0, 2.0, 4.0], [0.0, 3.0, 3.0]]).unsqueeze(-1)
+    stored = cacher.transition(state, cache, reward, cacher.state(env.observe()))
+    assert torch.equal(stored["state", "nearby"], torch.stack(seen[:3], 1))
+    assert set(stored["state"].keys()) == set(stored["next_state"].keys()) == {"popularity", "nearby"}
+    # others earned 6, 5, 3 and 6, 3, 3: less their means over worlds 0, 1, 0 and 0, -1, 0
+    assert stored["reward"].squeeze(-1).tolist() == [[1.0, 3.0, 4.0], [0.0, 2.0, 3.0]]
+    alone = cacher.transition(state[:1], cache[:1], reward[:1], state[:1])
+    assert alone["reward"].flatten().tolist() == [7.0, 7.0, 7.0]

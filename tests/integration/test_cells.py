@@ -42,6 +42,19 @@ def test_a_resumed_run_of_several_cells_is_the_same_run(tmp_path, run_train, sam
     same_run(whole, part)
 
 
+def test_cells_that_cooperate_resume_exactly_and_are_exported(tmp_path, run_train, same_run):
+    more = ["experiment=t2drl_cooperative", "env=cells3", "env.edge_link_mbps=200", "env.switch_cost_per_gb=0.001"]
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    run_train(*more, output_dir=whole)
+    shutil.copytree(whole, part)
+    for late in part.glob("checkpoints/frame=*6.ckpt"):
+        late.unlink()
+    run_train(*more, "resume=auto", output_dir=part)
+    same_run(whole, part)
+    _, _, cacher, _ = load_policies(compose("evaluate", [f"checkpoint={part}/checkpoints/last"]))
+    assert cacher.export().facts == {"observes_cache": True, "observes_load": True, "observes_nearby": True}
+
+
 def test_a_policy_of_three_cells_serves_seven(tmp_path, run_train, run_evaluate):
     run_train("experiment=quickstart", "env=cells3", output_dir=tmp_path / "a")
     result = run_evaluate(f"checkpoint={tmp_path}/a/checkpoints/last", "env=cells7", "episodes=2")
