@@ -248,7 +248,8 @@ class _Jobs:
         except UserError as error:
             raise UserError(f"suite.{self.config.suite.name}: {scheme}: {error}") from None
         chosen = {key.split("/")[0] for key, _ in map(_parsed, changes) if "." not in key}  # their values are others
-        different = sorted(word for word in changes if word.split(".")[0] in chosen or not _says_nothing(word, plain))
+        last = {_parsed(word)[0]: word for word in changes}.values()  # of two words on a key the later one counts
+        different = sorted(word for word in last if word.split(".")[0] in chosen or not _says_nothing(word, plain))
         directory = self._directory(name, [command, base, plain, different])
         return Job(scheme, value, seed, command, (*self.flags, *base, *changes), directory)
 
