@@ -5,7 +5,6 @@ import os
 import select
 import signal
 import time
-
 from pathlib import Path
 
 import pandas as pd
