@@ -6,6 +6,7 @@ comes at, the next `resume=auto` chooses the same.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from lightning_t2drl.loop.checkpoints import (
 )
 from lightning_t2drl.loop.distributed import is_rank_zero
 from lightning_t2drl.loop.stored import flatten
+from lightning_t2drl.registry import locate
 from lightning_t2drl.run.identity import Identity, Parent, new_identity, read_identity, write_identity
 from lightning_t2drl.run.loggers import CSV_FILES, check_files
 from lightning_t2drl.run.schemas import EnvConfig, TrainConfig
@@ -200,9 +202,15 @@ def _finished(plain: dict[str, Any], directory: Path) -> bool:
 
 
 def _then(plain: dict[str, Any], stored: Any) -> dict[str, Any]:
-    """What a stored config said of each dotted key; a key of `env` that came later was as its default is."""
+    """What a stored config said of each dotted key; one of `env` or of a class that came later was as its default is."""
+    now, then = flatten(plain), flatten(stored)
     default = flatten({"env": OmegaConf.to_container(OmegaConf.structured(EnvConfig))})
-    return {key: default[key] for key in flatten(plain) if key in default} | flatten(stored)
+    for key, target in now.items():
+        if key.endswith("._target_") and then.get(key) == target:
+            fields = dataclasses.fields(locate(target, key).Config)
+            of_class = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+            default |= {key.replace("_target_", name): value for name, value in of_class.items()}
+    return {key: default[key] for key in now if key in default} | then
 
 
 def _different(plain: dict[str, Any], stored: Any) -> list[str]:

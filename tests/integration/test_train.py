@@ -104,11 +104,12 @@ def test_resume_refuses_another_problem_but_not_another_logger(run_train, tmp_pa
     run_train("frames=8", "resume=auto", "evaluation.every_n_frames=0", "logger.tags=[x]", output_dir=tmp_path)
 
 
-def test_a_run_from_before_a_key_of_the_world_goes_on_with_its_default_alone(run_train, tmp_path):
+def test_a_run_from_before_a_key_of_world_or_policy_goes_on_with_its_default_alone(run_train, tmp_path):
     run_train(output_dir=tmp_path)
     for path in (tmp_path / "checkpoints").glob("frame=*.ckpt"):
         checkpoint = load_checkpoint(path)
-        del checkpoint["lightning_t2drl"]["config"]["env"]["active_users_spread"]
+        config = checkpoint["lightning_t2drl"]["config"]
+        del config["env"]["active_users_spread"], config["cacher"]["cooperate"]
         AtomicCheckpointIO().save_checkpoint(checkpoint, path)
     with pytest.raises(UserError, match=r"env\.active_users_spread \(linear then, log now\)$"):
         run_train("frames=8", "resume=auto", "env.active_users_spread=log", output_dir=tmp_path)
