@@ -202,7 +202,7 @@ def _finished(plain: dict[str, Any], directory: Path) -> bool:
 
 
 def _then(plain: dict[str, Any], stored: Any) -> dict[str, Any]:
-    """What a stored config said of each dotted key; one of `env` or of a class that came later was as its default is."""
+    """What a stored config said of each dotted key; one of `env` or a class that came later was at its default."""
     now, then = flatten(plain), flatten(stored)
     default = flatten({"env": OmegaConf.to_container(OmegaConf.structured(EnvConfig))})
     for key, target in now.items():
