@@ -31,7 +31,7 @@ MEANINGS = {
     "critic_cosine_bandwidth": "cosine of dQ/da with the true gradient, actions on bandwidth",
     "critic_cosine_steps": "the same, actions on steps",
     "steps_below_floor": "share of the step budget granted that goes to hits below A1, where it buys nothing",
-    "hit_ratio": "hits of the cacher",
+    "hit_ratio": "hits of the cacher, with requests that another cell serves",
     "hit_ratio_popular": "hits of popular caching in the same slots",
     "violation_ratio": "late users of the allocator",
     "violation_ratio_exact": "late users of the exact allocation with the same caches",
@@ -65,10 +65,11 @@ def _decisions(scenario: Scenario, cells: TensorDict, following: TensorDict) -> 
     served, attached = following["served"], cells["attached"]
     users = attached.sum().clamp_min(1)
     share = served["shares"][..., 1]
+    hit = served["hit"] | served.get("nearby", torch.zeros_like(attached))
     below = share * (steps_of(scenario, cells["request"], share) <= scenario.floor_steps[cells["request"]])
     return {
         "steps_below_floor": (below.sum() / share.sum().clamp_min(1e-9)).item(),
-        "hit_ratio": (served["hit"].sum() / users).item(),
+        "hit_ratio": (hit.sum() / users).item(),
         "violation_ratio": (served["violated"].sum() / users).item(),
     }
 

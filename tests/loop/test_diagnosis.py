@@ -13,6 +13,7 @@ from lightning_t2drl.loop.checkpoints import in_order, load_checkpoint
 from lightning_t2drl.loop.diagnosis import Progress, diagnose, signatures, unset
 from lightning_t2drl.run.cli import main
 from lightning_t2drl.run.compose import compose
+from lightning_t2drl.system import load_scenario
 from tests.allocators.test_kinds import make
 
 GOOD = {
@@ -99,6 +100,17 @@ def test_a_pair_that_learns_nothing_is_diagnosed_too():
     assert found["hit_ratio"] == found["hit_ratio_popular"] and "chain_noise" not in found
     assert found["violation_ratio"] == found["violation_ratio_exact"] and found["steps_below_floor"] == 0
     assert signatures(found) == []
+
+
+def test_what_another_cell_serves_is_no_hit_that_is_missing():
+    found = {}
+    for link in (200.0, None):
+        scenario = load_scenario("paper", cells=2, users=12, edge_link_mbps=link, storage_capacity_gb=60.0)
+        cacher = PopularCacher(scenario, PopularConfig())
+        first = torch.tensor([[True], [False]])  # holds all models, the second cell none
+        cacher.decide = lambda cells, explore=False, first=first: first & torch.ones_like(cells["cache"])
+        found[link] = diagnose(scenario, cacher, ExactAllocator(scenario, ExactConfig()), 1, 8)["hit_ratio"]
+    assert found[200.0] == 1.0 and found[None] < 0.9
 
 
 def test_a_run_does_not_notice_and_an_old_one_is_diagnosed(run_train, tmp_path, capsys):
