@@ -22,6 +22,11 @@ NAMES = {  # of schemes, as the README has them
     "popular_exact": "most popular, exact",
     "most_requested": "most requested",
     "lru": "LRU",
+    "each_for_itself": "each cell for itself",
+    "sets_1": "sets, one round",
+    "sets_4": "sets, four rounds",
+    "mlp_1": "MLP, one layer",
+    "mlp_3": "MLP, three layers",
 }
 SUFFIXES = {"_same_time": ", same time", "_mish": ", Mish", "_charged": ", loading charged"}
 KEYS = {  # of configs, with their units
@@ -31,6 +36,7 @@ KEYS = {  # of configs, with their units
     "env.alpha": "weight of quality, alpha",
     "env.popularity_change_every": "slots between changes of popularity",
     "allocator.diffusion.steps": "diffusion steps",
+    "allocator.actor.hidden": "width of the actor's layers",
     "allocator.actor_learning_rate": "actor's learning rate",
     "cells": "cells",
     "band": "the band",
