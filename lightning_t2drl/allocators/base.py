@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
 
 import torch
 from tensordict import TensorDict
@@ -13,12 +12,12 @@ from lightning_t2drl.policy import Policy
 
 
 class Allocator(Policy):
-    """Decides every slot. One that follows a rule implements `decide`; one that learns `state`, `act` and `update`.
+    """Decides every slot. One that follows a rule implements `decide`; one that learns `state`, `act` and `update`."""
 
-    `foresees`: whether an evaluation may ask for all slots of a frame at once, see `decide_slots`.
-    """
-
-    foresees: ClassVar[bool] = False
+    @property
+    def foresees(self) -> bool:
+        """Whether an evaluation may ask for many slots of a frame at once, see `decide_slots`."""
+        return False
 
     def decide(self, observation: TensorDict, explore: bool = False) -> Tensor:
         """Raw allocation for the slot; the amender makes it feasible.

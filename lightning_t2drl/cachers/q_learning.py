@@ -196,9 +196,8 @@ class QLearningCacher(Cacher):
     @torch.no_grad()
     def decide(self, observation: TensorDict, explore: bool = False) -> Tensor:
         batch = observation.batch_size
-        if (
-            not self.config.cooperate or len(batch) < 2 or batch[-1] != self.scenario.cells
-        ):  # not all of a world's cells
+        all_cells = len(batch) > 1 and batch[-1] == self.scenario.cells
+        if not (self.config.cooperate and all_cells):
             return self.decide_alone(observation, explore)
         asked = chosen = observation["cache"]
         for cell in range(self.scenario.cells):

@@ -58,3 +58,15 @@ def test_the_slots_of_a_frame_decided_at_once_are_those_decided_one_by_one(chang
     torch.testing.assert_close(at_once, one_by_one, equal_nan=True)
     torch.testing.assert_close(seen, seen_before)
     assert len(seen) == 8 and len({float(bound.sum()) for *_, bound in seen}) == 8
+
+
+def test_what_a_subclass_of_the_exact_allocator_decides_counts():
+    class Nothing(ExactAllocator):
+        def decide(self, observation, explore=False):
+            return torch.full((*observation["request"].shape, 2), -1.0)
+
+    scenario = load_scenario("paper", users=4, frames_per_episode=1, slots_per_frame=2)
+    pairs = (cls(scenario, ExactConfig()) for cls in (ExactAllocator, Nothing))
+    cacher = PopularCacher(scenario, PopularConfig())
+    exact, nothing = (evaluate(scenario, cacher, allocator, 2, 1)["utility"].mean() for allocator in pairs)
+    assert exact > nothing + 0.1
