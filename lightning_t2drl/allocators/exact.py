@@ -41,7 +41,7 @@ class ExactAllocator(Allocator):
 
     @property
     def foresees(self) -> bool:
-        """A thousand slots at once take a fourth of what they take a hundred at a time; not if a subclass decides."""
+        """Many slots at once take far less than one after the other; not if a subclass decides."""
         return type(self).decide is ExactAllocator.decide and type(self).act is Allocator.act
 
     def decide(self, observation: TensorDict, explore: bool = False) -> Tensor:

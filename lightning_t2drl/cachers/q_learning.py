@@ -18,6 +18,7 @@ from lightning_t2drl.errors import UserError
 from lightning_t2drl.policy import LEARNING_RATE_SCHEDULES, Exported, Graph, Metrics, Optimise
 from lightning_t2drl.registry import build, class_of
 from lightning_t2drl.system.caching import amend_cache, fill_in_order
+from lightning_t2drl.system.cells import held_elsewhere
 from lightning_t2drl.system.scenario import Scenario
 
 
@@ -169,13 +170,8 @@ class QLearningCacher(Cacher):
             held: at the frame's start, [*, B, M].
             chosen: for the frame, likewise.
         """
-        return torch.stack(
-            [
-                torch.cat((chosen[..., :cell, :], held[..., cell + 1 :, :]), -2).any(-2)
-                for cell in range(self.scenario.cells)
-            ],
-            -2,
-        )
+        turns = (torch.cat((chosen[..., :cell, :], held[..., cell:, :]), -2) for cell in range(self.scenario.cells))
+        return torch.stack([held_elsewhere(caches)[..., cell, :] for cell, caches in enumerate(turns)], -2)
 
     def inputs(self, state: Mapping[str, Tensor]) -> Tensor:
         """What the network sees of a state [*]: [*, S]."""
@@ -199,15 +195,11 @@ class QLearningCacher(Cacher):
         all_cells = len(batch) > 1 and batch[-1] == self.scenario.cells
         if not (self.config.cooperate and all_cells):
             return self.decide_alone(observation, explore)
-        asked = chosen = observation["cache"]
+        asked, now = observation["cache"].clone(), observation["cache"].clone()
         for cell in range(self.scenario.cells):
-            own = observation[..., cell].copy()
-            own["nearby"] = self.seen_in_turn(observation["cache"], chosen)[..., cell, :]
-            one = self.decide_alone(own, explore).unsqueeze(-2)
-            asked, chosen = (
-                torch.cat((caches[..., :cell, :], new, caches[..., cell + 1 :, :]), -2)
-                for caches, new in ((asked, one), (chosen, amend_cache(self.scenario, one)))
-            )
+            own = observation[..., cell].copy().set("nearby", held_elsewhere(now)[..., cell, :])
+            asked[..., cell, :] = self.decide_alone(own, explore)
+            now[..., cell, :] = amend_cache(self.scenario, asked[..., cell, :])
         return asked
 
     def decide_alone(self, observation: TensorDict, explore: bool = False) -> Tensor:
